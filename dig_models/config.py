@@ -1,0 +1,98 @@
+"""Typed settings of the model and its runtime; free of torch so that DAGs may read them.
+
+Every switch of the method (arXiv 2605.14853) is a field here, with the default that served best on real data.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Strict(BaseModel):
+    """Base of all settings: unknown keys are refused and values cannot change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LossWeights(Strict):
+    """Weights of the five losses; ``rank`` is 1 by definition. ``recall: 0`` gives the Base ranker."""
+
+    recall: float = Field(1.0, ge=0)
+    commit: float = Field(0.02, ge=0)
+    recon: float = Field(0.1, ge=0)
+    u2t: float = Field(1.0, ge=0)
+
+
+class ModelConfig(Strict):
+    """Shape of the DIG network and the switches of its method."""
+
+    dim: Positive = Field(32, description="width of item, SID and user embeddings")
+    levels: Positive = Field(3, description="SID length L")
+    codes: Annotated[int, Field(ge=2)] = Field(64, description="codes per level K")
+    encoder_hidden: Positive = 64
+    item_id_dropout: Fraction = Field(
+        0.1, description="share of items whose item-id field is masked in training, so that a cold item has a sensible SID"
+    )
+    heads: Positive = Field(4, description="heads of the DIN attention")
+    cross_layers: Positive = Field(2, description="DCNv2 cross layers")
+    cross_rank: Positive = Field(32, description="rank of a DCNv2 cross layer")
+    experts: Positive = Field(4, description="experts of the MoE")
+    expert_hidden: Positive = 64
+    dropout: Fraction = 0.0
+
+    assignment: Literal["online_rq", "frozen_tree"] = Field(
+        "online_rq", description="nearest residual code every step, or codes of the initial balanced tree for good"
+    )
+    ema_decay: Fraction = 0.99
+    dead_code_steps: Positive = Field(100, description="a code unused for so many steps is reset, with its semantic row")
+
+    u2t_teacher: Literal["batch_mean", "leave_one_out", "catalogue_sample"] = "catalogue_sample"
+    u2t_samples: Positive = Field(1, description="catalogue items drawn per row and level (teacher catalogue_sample)")
+    u2t_min_bucket: Positive = Field(2, description="leave_one_out backs off to a shorter prefix below this bucket size")
+    u2t_mix: Fraction = Field(0.5, description="share of rows whose recall path sees the teacher, the rest sees MLP_u2t")
+    u2t_inference: Literal["mlp", "exact"] = "exact"
+    bucket_key: Literal["prefix", "token"] = "prefix"
+    path_score: Literal["last", "sum_log"] = "last"
+    retrieval_query: Literal["sid", "pool"] = Field("sid", description="DIN query on the retrieval path")
+    recon_stop: Literal["item", "sid"] = Field("item", description="which side of L_recon is stopped")
+    rank_gradient_to_encoder: bool = Field(True, description="False cuts the tokenizer off from L_rank (ablation)")
+    open_positives: Literal["all", "organic"] = Field(
+        "all", description="positives of the open-catalogue source: every purchase, or only those not exposed"
+    )
+    loss: LossWeights = LossWeights()
+
+
+class TrainConfig(Strict):
+    """Optimisation and distribution."""
+
+    epochs: Positive = 3
+    requests_per_batch: Positive = Field(32, description="requests per rank and step")
+    random_negatives: Positive = Field(30, description="random catalogue items per request")
+    lr: float = Field(2e-3, gt=0)
+    embedding_lr_scale: float = Field(4.0, gt=0, description="embeddings and semantic tables learn this much faster")
+    weight_decay: float = Field(1e-5, ge=0)
+    grad_clip: float = Field(5.0, gt=0)
+    warmup_fraction: Fraction = Field(0.2, description="share of the steps before the codebooks are built and L_recall starts")
+    warm_start: bool = Field(True, description="start from the champion's weights and codes when there is a champion")
+    seed: int = 2017
+    ranks: Positive = Field(2, description="processes per host")
+    threads_per_rank: Positive = 1
+    hosts: Positive = 1
+    rendezvous: str = Field("", description="host:port of the c10d rendezvous; empty means standalone")
+    backend: Literal["gloo", "nccl"] = "gloo"
+    prefetch: Positive = Field(4, description="batches prepared ahead by the loader thread")
+    shuffle_row_groups: Positive = Field(4, description="row groups mixed in the shuffle buffer")
+    checkpoint_steps: Positive = 100
+
+
+class RetrieveConfig(Strict):
+    """Beam search and re-ranking."""
+
+    beam: Positive = 50
+    rerank: Positive = Field(200, description="retrieved items handed to the ranking path")
+    k: Positive = 10

@@ -1,0 +1,82 @@
+"""How every job starts: the same options, the same log format, one clear line for an error the user can mend."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from dig_models.features import FeatureSpecMismatch
+from jobs.config import Config, ConfigError, load
+from jobs.dates import days_between
+
+
+class JobError(RuntimeError):
+    """A job cannot go on for a reason its user can act on; the message says what was found and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invocation:
+    """What a job was asked to do.
+
+    Attributes:
+        days: the days to build, ascending; a single one for ``--date``.
+        options: the other options of the job.
+    """
+
+    config: Config
+    days: list[date]
+    options: argparse.Namespace
+
+    @property
+    def date(self) -> date:
+        """The logical date: the last day asked for."""
+        return self.days[-1]
+
+
+def run(
+    name: str,
+    main: Callable[[Invocation], None],
+    argv: Sequence[str] | None = None,
+    *,
+    ranges: bool = False,
+    options: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> int:
+    """Parse the options, load the settings, run ``main``.
+
+    Args:
+        name: the job's name; ``python -m jobs.<name>``.
+        ranges: whether ``--from/--to`` is understood beside ``--date``.
+        options: adds the job's own options to the parser.
+
+    Returns:
+        Exit status: 0, or 2 for an error that its message explains (no traceback is printed for those).
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m jobs.{name}", description=(sys.modules[main.__module__].__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", type=Path, default=None, help="settings file; default $DIG_CONFIG, then conf/local.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting; may be repeated")
+    parser.add_argument("--date", type=date.fromisoformat, help="logical date, YYYY-MM-DD")
+    if ranges:
+        parser.add_argument("--from", dest="first", type=date.fromisoformat, help="first day of a range")
+        parser.add_argument("--to", dest="last", type=date.fromisoformat, help="last day of a range")
+        parser.add_argument("--missing", action="store_true", help="skip days whose partition is up to date")
+    if options:
+        options(parser)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    first, last = getattr(args, "first", None), getattr(args, "last", None)
+    if (args.date is None) == (first is None or last is None):
+        parser.error("give either --date D or --from A --to B" if ranges else "--date is required")
+    try:
+        days = [args.date] if args.date else days_between(first, last)
+        if not days:
+            raise ConfigError(f"--from {first} --to {last}: the range is empty; --from must not be after --to")
+        main(Invocation(config=load(args.config, args.set), days=days, options=args))
+    except (ConfigError, JobError, FeatureSpecMismatch) as error:
+        logging.getLogger(f"jobs.{name}").error("%s", error)
+        return 2
+    return 0

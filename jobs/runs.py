@@ -1,0 +1,46 @@
+"""The record of a run: ``<runs>/<date>/<name>.json``, one file a job, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from jobs.config import Config
+from jobs.entry import JobError
+
+
+def run_dir(config: Config, day: date) -> Path:
+    """Folder of the run for ``day``; created if missing."""
+    path = Path(config.paths.at("runs")) / day.isoformat()
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    os.replace(temporary, path)
+
+
+def save(config: Config, day: date, name: str, value: Any) -> Path:
+    """Keep what a job found: ``<runs>/<day>/<name>.json``."""
+    path = run_dir(config, day) / f"{name}.json"
+    write_json(path, value)
+    return path
+
+
+def read(config: Config, day: date, name: str) -> dict[str, Any]:
+    """What the job ``name`` kept for ``day``.
+
+    Raises:
+        JobError: it did not run for that day.
+    """
+    path = run_dir(config, day) / f"{name}.json"
+    if not path.is_file():
+        raise JobError(f"{path}: not found; run python -m jobs.{name} --date {day} first")
+    loaded: dict[str, Any] = json.loads(path.read_text())
+    return loaded
