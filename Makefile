@@ -1,0 +1,59 @@
+# Two commands do everything: `make retrain` and `make test`. Each sets up what is missing first.
+.DEFAULT_GOAL := help
+SHELL := bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+WITH_JAVA = JAVA_HOME="$$(scripts/ensure_java.sh)"
+
+.PHONY: help setup java retrain test check lint types contracts unit integration benchmarks lock clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else f"Python 3.11 is needed, found {sys.version.split()[0]}: set PYTHON=/path/to/python3.11")'
+	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing the locked packages (some minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+setup: $(STAMP) java  ## virtual environment from the lock, Java found or installed
+
+java:
+	@scripts/ensure_java.sh >/dev/null
+
+retrain: setup  ## the daily run, end to end: make retrain ARGS="--date 2017-11-15"
+	@$(WITH_JAVA) $(BIN)/dig retrain $(ARGS)
+
+test: setup lint types contracts  ## every check: lint, types, import contracts, unit and integration tests
+	@$(WITH_JAVA) $(BIN)/pytest
+
+check: setup lint types contracts unit  ## the quick part of `make test`, under two minutes
+
+lint: $(STAMP)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(STAMP)
+	@$(BIN)/mypy
+
+contracts: $(STAMP)
+	@$(BIN)/lint-imports
+
+unit: $(STAMP)
+	@$(BIN)/pytest -m "not slow" -q
+
+integration: setup
+	@$(WITH_JAVA) $(BIN)/pytest -m slow
+
+benchmarks: setup  ## run every script of benchmarks/, results and plots in benchmarks/results
+	@for script in features training quality; do $(WITH_JAVA) $(BIN)/python -m benchmarks.$$script || exit 1; done
+
+lock:  ## write requirements.lock anew from what the environment holds
+	@$(BIN)/python -m pip freeze --exclude-editable | sed -e 's/+cpu$$//' > requirements.lock
+
+clean:  ## remove what runs wrote; the virtual environment stays
+	@rm -rf .dig .mypy_cache .ruff_cache .pytest_cache build *.egg-info
