@@ -1,0 +1,199 @@
+"""The model registry: which version is champion, where its bundle lies, which version a day starts from.
+
+One version stands for one lineage (data, settings, code): registering the same lineage again returns the version that is
+there. Aliases are lower case: ``challenger``, ``champion``, ``previous``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.config import Config
+from jobs.entry import JobError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
+LINEAGE, PROMOTED_ON, RUN_DATE = "lineage", "promoted_on", "date"
+BUNDLE = "artifacts/bundle"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRef:
+    """One registered version.
+
+    Attributes:
+        version: number of the version, always a string.
+        run_id: MLflow run that holds its metrics and plots.
+        tags: date, lineage, data window, partition markers, code and feature-spec digests.
+    """
+
+    name: str
+    version: str
+    run_id: str
+    aliases: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def date(self) -> date:
+        """Logical date of the run that trained it."""
+        return date.fromisoformat(self.tags[RUN_DATE])
+
+    @property
+    def lineage(self) -> str:
+        """Digest of everything that the version was made from."""
+        return self.tags.get(LINEAGE, "")
+
+
+def client(config: Config) -> MlflowClient:
+    """Client of the tracking server and registry in force; the folder of a SQLite store is made if it is missing.
+
+    Raises:
+        JobError: the store cannot be reached.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    uri = config.tracking_uri()
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except (MlflowException, OSError) as error:
+        raise JobError(f"mlflow.tracking_uri {uri}: cannot be opened: {error}") from error
+
+
+def experiment_id(config: Config) -> str:
+    """Id of the experiment in force, made if it is missing; under SQLite its artifacts lie beside the database."""
+    from mlflow.exceptions import MlflowException
+
+    store, name = client(config), config.mlflow.experiment
+    found = store.get_experiment_by_name(name)
+    if found is None:
+        location = None
+        if config.tracking_uri().startswith("sqlite:///"):
+            location = (Path(config.paths.home).resolve() / "mlflow" / "artifacts").as_uri()
+        try:
+            return str(store.create_experiment(name, artifact_location=location))
+        except MlflowException:  # another process made it in between; anything else shows in the look-up below
+            found = store.get_experiment_by_name(name)
+    if found is None:
+        raise JobError(f"mlflow.experiment {name!r} can be neither found nor created at {config.tracking_uri()}")
+    return str(found.experiment_id)
+
+
+def find(config: Config, alias: str) -> ModelRef | None:
+    """The version that carries ``alias``, or None (also when no model was ever registered)."""
+    from mlflow.exceptions import MlflowException
+
+    store, name = client(config), config.mlflow.model_name
+    try:
+        version = store.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise JobError(f"model {name!r}, alias {alias!r}: registry {config.tracking_uri()} answers: {error}") from error
+    return _ref(store, version)
+
+
+def versions(config: Config) -> list[ModelRef]:
+    """Every version of the model, oldest first."""
+    store = client(config)
+    found = store.search_model_versions(f"name = '{config.mlflow.model_name}'", max_results=10_000)
+    return sorted((_ref(store, v, aliases=False) for v in found), key=lambda ref: int(ref.version))
+
+
+def by_lineage(config: Config, lineage: str) -> ModelRef | None:
+    """The version with this lineage digest, or None."""
+    same = [ref for ref in versions(config) if ref.lineage == lineage]
+    return _ref(store := client(config), store.get_model_version(same[0].name, same[0].version)) if same else None
+
+
+def ancestor(config: Config, day: date) -> ModelRef | None:
+    """The newest version promoted with a date before ``day``; training of ``day`` starts from it.
+
+    It does not depend on who is champion now, so a rerun of an old day gives the same model.
+    """
+    past = [ref for ref in versions(config) if PROMOTED_ON in ref.tags and date.fromisoformat(ref.tags[PROMOTED_ON]) < day]
+    return max(past, key=lambda ref: (ref.tags[PROMOTED_ON], int(ref.version)), default=None)
+
+
+def fetch(config: Config, ref: ModelRef) -> Path:
+    """Folder of the version's bundle on this machine; fetched once into ``<home>/mlflow/bundles`` if it lies elsewhere.
+
+    Raises:
+        JobError: the version's files cannot be had.
+    """
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    store = client(config)
+    uri = store.get_model_version_download_uri(ref.name, ref.version)
+    local = Path(re.sub(r"^file:(//)?", "", uri))
+    if uri.startswith(("/", "file:")) and (local / BUNDLE).is_dir():
+        return local / BUNDLE
+    kept = Path(config.paths.home).resolve() / "mlflow" / "bundles" / f"{ref.name}-{ref.version}-{ref.lineage[:12]}"
+    if kept.is_dir():
+        return kept
+    fetching = kept.with_name(f".{kept.name}.{os.getpid()}")
+    fetching.mkdir(parents=True, exist_ok=True)
+    try:
+        source = f"{uri.rstrip('/')}/{BUNDLE}"
+        got = download_artifacts(artifact_uri=source, dst_path=str(fetching), tracking_uri=config.tracking_uri())
+        Path(got).replace(kept)
+    except (MlflowException, OSError) as error:
+        raise JobError(f"model {ref.name} version {ref.version}: its bundle cannot be fetched from {uri}: {error}") from error
+    finally:
+        shutil.rmtree(fetching, ignore_errors=True)
+    return kept
+
+
+def set_alias(config: Config, alias: str, version: str) -> None:
+    """Point ``alias`` (lower case) at ``version``; whoever carried it loses it.
+
+    Raises:
+        ValueError: the alias is not lower case (aliases are case-sensitive, so ``Champion`` would be a second one).
+    """
+    if alias != alias.lower():
+        raise ValueError(f"alias {alias!r}: expected lower case")
+    client(config).set_registered_model_alias(config.mlflow.model_name, alias, version)
+
+
+def tag(config: Config, version: str, key: str, value: str) -> None:
+    """Set one tag of a version."""
+    client(config).set_model_version_tag(config.mlflow.model_name, version, key, value)
+
+
+def get(config: Config, version: str) -> ModelRef:
+    """One version by number.
+
+    Raises:
+        JobError: there is no such version.
+    """
+    from mlflow.exceptions import MlflowException
+
+    store = client(config)
+    try:
+        return _ref(store, store.get_model_version(config.mlflow.model_name, version))
+    except MlflowException as error:
+        raise JobError(f"model {config.mlflow.model_name!r} has no version {version!r} at {config.tracking_uri()}: {error}") from error
+
+
+def _ref(store: MlflowClient, version: ModelVersion, *, aliases: bool = True) -> ModelRef:
+    names: tuple[str, ...] = ()
+    if aliases:
+        of_model = store.get_registered_model(version.name).aliases
+        names = tuple(sorted(a for a, v in of_model.items() if str(v) == str(version.version)))
+    return ModelRef(
+        name=version.name, version=str(version.version), run_id=str(version.run_id or ""), aliases=names, tags=dict(version.tags)
+    )
