@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dig_models.features import SOURCE_EXPOSED
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -52,6 +54,11 @@ class Batch:
     def rows(self) -> int:
         """Number of rows R."""
         return self.item_R.shape[0]
+
+    @property
+    def domain_R(self) -> Tensor:
+        """int64 domain of each row: 0 = exposed (promoted and seen), 1 = open catalogue (every other source)."""
+        return (self.source_R != SOURCE_EXPOSED).long()
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""

@@ -1,0 +1,1 @@
+"""Training runtime of DIG: batches from Parquet, the loop, checkpoints, distribution."""
