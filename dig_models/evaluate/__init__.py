@@ -1,0 +1,1 @@
+"""Metrics in pure NumPy: ranking, retrieval, semantic-ID quality, bootstrap over users."""
