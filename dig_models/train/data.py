@@ -37,6 +37,10 @@ PairLookup = Callable[[Ints, Ints, Ints, Ints], Floats]
 _REDRAWS = 64
 
 
+class ExamplesError(ValueError):
+    """Stored examples cannot be used as they are; the message names file or column, what was found and what to do."""
+
+
 class PairSource(Protocol):
     """What looks up raw crosses of pairs that were never exposed (``dig_models.crosses.CrossStore``)."""
 
@@ -97,12 +101,12 @@ class RequestTable:
         List values are taken without a copy where Arrow's layout allows.
 
         Raises:
-            ValueError: a needed column is missing, parallel lists differ in length, or the crosses do not fit the spec.
+            ExamplesError: a needed column is missing, parallel lists differ in length, or the crosses do not fit the spec.
         """
         wanted = request_columns(spec) if "item" in table.column_names else request_columns(spec)[:-5]
         missing = [c for c in wanted if c not in table.column_names]
         if missing:
-            raise ValueError(f"examples lack column(s) {', '.join(missing)}; the table has {', '.join(table.column_names)}")
+            raise ExamplesError(f"examples lack column(s) {', '.join(missing)}; the table has {', '.join(table.column_names)}")
         fields = [c for c in wanted if c.startswith(("u_", "c_"))]
         user_BF = np.stack([_flat(table, c, np.int64) for c in fields], axis=1) if fields else np.zeros((len(table), 0), np.int64)
         history_start, history_hash = _lists(table, "hist_item", np.int64)
@@ -257,7 +261,7 @@ def _rows(table: pa.Table, spec: FeatureSpec, items: ItemTable) -> dict[str, Any
     cross_start, cross = _lists(table, "cross", np.float32)
     width = spec.cross_width_raw
     if not np.array_equal(cross_start, row_start * width):
-        raise ValueError(
+        raise ExamplesError(
             f"examples: 'cross' holds {len(cross)} values for {len(item_hash)} rows; the feature spec expects {width} a row: "
             "the examples were made with another data-set config, rebuild them"
         )
@@ -290,7 +294,7 @@ def _column(table: pa.Table, name: str) -> pa.Array:
 def _flat(table: pa.Table, name: str, dtype: type[np.generic]) -> NDArray[Any]:
     column = _column(table, name)
     if column.null_count:
-        raise ValueError(f"examples: column {name!r} has {column.null_count} null(s); none are allowed")
+        raise ExamplesError(f"examples: column {name!r} has {column.null_count} null(s); none are allowed")
     return np.asarray(column.to_numpy(zero_copy_only=False)).astype(dtype, copy=False)
 
 
@@ -302,12 +306,14 @@ def _lists(table: pa.Table, name: str, dtype: type[np.generic]) -> tuple[Ints, N
     bounds = column.offsets.to_numpy().astype(np.int64)
     values = column.values.slice(bounds[0], bounds[-1] - bounds[0])
     if column.null_count or values.null_count:
-        raise ValueError(f"examples: column {name!r} holds nulls ({column.null_count} lists, {values.null_count} values); none are allowed")
+        raise ExamplesError(
+            f"examples: column {name!r} holds nulls ({column.null_count} lists, {values.null_count} values); none are allowed"
+        )
     return bounds - bounds[0], np.asarray(values.to_numpy(zero_copy_only=False)).astype(dtype, copy=False)
 
 
 def _parallel(table: pa.Table, name: str, dtype: type[np.generic], start: Ints) -> NDArray[Any]:
     own, values = _lists(table, name, dtype)
     if not np.array_equal(own, start):
-        raise ValueError(f"examples: the lists of {name!r} do not have the lengths of the lists beside them")
+        raise ExamplesError(f"examples: the lists of {name!r} do not have the lengths of the lists beside them")
     return values
