@@ -1,0 +1,1 @@
+"""When things run and what follows what; no torch, no pyspark, no model code."""

@@ -38,7 +38,9 @@ DEFAULT_ARGS: dict[str, Any] = {
     "max_retry_delay": timedelta(minutes=30),
 }
 
-DATE_PARAM = Param(None, type=["null", "string"], format="date", title="Date", description="Logical date, YYYY-MM-DD; the partition key wins.")
+DATE_PARAM = Param(
+    None, type=["null", "string"], format="date", title="Date", description="Logical date, YYYY-MM-DD; the partition key wins."
+)
 
 
 @cache
@@ -160,7 +162,8 @@ class JobOperator(BaseOperator):  # type: ignore[misc]  # Airflow's classes are 
             raise AirflowSkipException("a backfill set this run off: the champion and the index stay")
         day = run_date(context)
         self._hook = SubprocessHook()
-        result = self._hook.run_command([sys.executable, "-m", f"jobs.{self.job}", "--date", day.isoformat()], env=job_environment(), cwd=str(Path.cwd()))
+        command = [sys.executable, "-m", f"jobs.{self.job}", "--date", day.isoformat()]
+        result = self._hook.run_command(command, env=job_environment(), cwd=str(Path.cwd()))
         if result.exit_code:
             kind = AirflowFailException if result.exit_code == EXPLAINED else AirflowException
             raise kind(f"jobs.{self.job} --date {day} ended with exit status {result.exit_code}: {result.output}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-import pendulum
 from airflow.sdk import DAG, CronPartitionTimetable, Param
+from pendulum.tz.timezone import FixedTimezone
 
 from dags.common import DATE_PARAM, DEFAULT_ARGS, EXAMPLES, SparkJobOperator, days, settings
 
@@ -25,7 +25,7 @@ Emits the asset `dig://examples` for the date, which sets `dig_retrain` off.
 """
 
 config = settings()
-zone = pendulum.fixed_timezone(int(config.dataset.source.utc_offset_hours * 3600))
+zone = FixedTimezone(int(config.dataset.source.utc_offset_hours * 3600))
 first = config.dataset.first_date
 
 with DAG(

@@ -9,24 +9,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Sequence
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from dags.recorder import AIRFLOW, Output, Recorder
 from jobs.config import CONF_DIR, Config, ConfigError, load
 from jobs.processes import PeakMemory, stop, tree
 from jobs.progress import emit
-from jobs.runs import run_dir, write_json
+from jobs.runs import run_dir
 
 DAGS = Path(__file__).resolve().parent
-AIRFLOW = "airflow"  # stage and log of what is spent in Airflow itself
 INTERRUPTED = 130
 
 
@@ -38,6 +36,8 @@ def set_environment(config: Config, day: date, place: Path, sets: Sequence[str])
     """Lay out Airflow, and hand the settings to the jobs; only before Airflow is imported does this have an effect.
 
     Args:
+        config: settings in force.
+        day: logical date of the run.
         place: the settings file.
         sets: ``key=value`` overrides, which become ``DIG_…`` variables.
     """
@@ -51,6 +51,8 @@ def set_environment(config: Config, day: date, place: Path, sets: Sequence[str])
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(logs / AIRFLOW),
+        "AIRFLOW__LOGGING__LOG_FORMAT": "%(asctime)s %(levelname)s %(message)s",
+        "AIRFLOW__LOGGING__CALLSITE_PARAMETERS": "",
         "DIG_CONFIG": str(place.resolve()),
     }
     os.environ.setdefault("DIG_PROGRESS", str(run_dir(config, day) / "progress.jsonl"))
@@ -62,113 +64,6 @@ def set_environment(config: Config, day: date, place: Path, sets: Sequence[str])
     # spark-submit is found by name, and starts the first python3 that it finds.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     os.environ["PYTHONPATH"] = os.pathsep.join([str(DAGS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
-class Output:
-    """Sends what this process and its children print to one log file at a time."""
-
-    def __init__(self, logs: Path) -> None:
-        self.logs = logs
-        self._opened: set[Path] = set()
-
-    def path(self, name: str) -> Path:
-        """Log file of a task."""
-        return self.logs / f"{name}.log"
-
-    def to(self, name: str) -> None:
-        """From now on stdout and stderr are ``<logs>/<name>.log``, begun anew in each run."""
-        path = self.path(name)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        fresh = 0 if path in self._opened else os.O_TRUNC
-        self._opened.add(path)
-        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | fresh, 0o644)
-        os.dup2(target, 1)
-        os.dup2(target, 2)
-        os.close(target)
-
-
-class Recorder:
-    """Airflow listener: what ran, how long, why it failed; keeps ``stages.json`` and the progress events up to date."""
-
-    def __init__(self, folder: Path, output: Output, memory: PeakMemory) -> None:
-        self.folder = folder
-        self.output = output
-        self.memory = memory
-        self.seconds: dict[str, float] = {}
-        self.failed: dict[str, str] = {}
-        self._begun = self._since = time.monotonic()
-
-    def start(self, task_id: str) -> None:
-        """A task starts."""
-        emit(task_id, 0, 1, event="start")
-        self.output.to(task_id)
-        self._since = time.monotonic()
-
-    def end(self, task_id: str, event: str, **figures: str) -> None:
-        """A task has ended; ``event`` is ``finish``, ``skip`` or ``fail``."""
-        self.output.to(AIRFLOW)
-        self.seconds[task_id] = round(time.monotonic() - self._since, 3)
-        self.save()
-        emit(task_id, 1, 1, event=event, seconds=self.seconds[task_id], **figures)
-
-    def save(self) -> None:
-        """Write ``stages.json``: seconds of each stage, of Airflow itself, and the memory peak of the process tree."""
-        spent = sum(self.seconds.values())
-        seconds = {**self.seconds, AIRFLOW: round(time.monotonic() - self._begun - spent, 3)}
-        write_json(self.folder / "stages.json", {"seconds": seconds, "peak_rss_bytes": self.memory.bytes})
-
-    def listener(self) -> Any:
-        """The object that Airflow calls."""
-        from airflow.listeners import hookimpl
-
-        recorder = self
-
-        class Listener:
-            @hookimpl
-            def on_task_instance_running(self, task_instance: Any) -> None:
-                recorder.start(task_instance.task_id)
-
-            @hookimpl
-            def on_task_instance_success(self, task_instance: Any) -> None:
-                recorder.end(task_instance.task_id, "finish")
-
-            @hookimpl
-            def on_task_instance_skipped(self, task_instance: Any) -> None:
-                recorder.end(task_instance.task_id, "skip")
-
-            @hookimpl
-            def on_task_instance_failed(self, task_instance: Any, error: Any) -> None:
-                task_id = task_instance.task_id
-                log = recorder.output.path(task_id)
-                sys.stdout.flush()
-                sys.stderr.flush()
-                recorder.failed[task_id] = reason_of(log) or str(error)
-                recorder.end(task_id, "fail", reason=recorder.failed[task_id], log=str(log))
-
-        return Listener()
-
-
-# Airflow's own prefix, 2026-11-22T02:29:19.284872Z [info     ], and suffix, [logger] loc=file.py:12
-_PREFIX = re.compile(r"^\d{4}-\d\d-\d\dT\S+ \[(\w+)\s*\] ")
-_SUFFIX = re.compile(r"\s+(\[[\w.]+\])?( loc=\S+:\d+)?\s*$")
-_REPORTED = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+ ERROR \S+: (.*)")
-_RAISED = re.compile(r"^(?:\[rank\d+\]: ?)?[\w.]*(?:Error|Exception|Interrupt|Mismatch|Partition)\b.*")
-
-
-def reason_of(log: Path) -> str:
-    """Why a task failed: the last error a job reported, else the last exception in its log; empty if there is neither."""
-    reported = raised = ""
-    for line in log.read_text(errors="replace").splitlines() if log.is_file() else []:
-        prefix = _PREFIX.match(line)
-        if not prefix or prefix[1] != "info":
-            continue
-        said = _SUFFIX.sub("", line[prefix.end() :]).strip()
-        if found := _REPORTED.match(said):
-            reported = found[1]
-        elif _RAISED.match(said):
-            raised = said
-    return reported or raised
 
 
 def load_dags() -> dict[str, Any]:
@@ -195,7 +90,9 @@ def awaited(dag: Any) -> set[str]:
 
 def in_order(dags: dict[str, Any]) -> list[Any]:
     """The DAGs so that each comes after those whose assets it waits for, starting with those that run by the clock."""
-    left, order, made = dict(dags), [], set()
+    left = dict(dags)
+    order: list[Any] = []
+    made: set[str] = set()
     while ready := [dag for dag in left.values() if awaited(dag) <= made]:
         for dag in sorted(ready, key=lambda d: str(d.dag_id)):
             order.append(left.pop(dag.dag_id))
@@ -220,7 +117,7 @@ def run_dag(dag: Any, day: date, conf: dict[str, Any]) -> set[str]:
         task.retries = 0  # whoever watches a run wants to hear of a failure now
     with create_session() as session:
         last = session.scalar(select(func.max(AssetEvent.id))) or 0
-    run = dag.test(logical_date=datetime(day.year, day.month, day.day, tzinfo=timezone.utc), run_conf=conf)
+    run = dag.test(logical_date=datetime(day.year, day.month, day.day, tzinfo=UTC), run_conf=conf)
     if str(getattr(run.state, "value", run.state)) != "success":
         raise RunFailed(f"{dag.dag_id} ended as {run.state}")
     with create_session() as session:
