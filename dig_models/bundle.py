@@ -1,0 +1,152 @@
+"""A trained model on disk: weights, settings and the catalogue it was trained on; nothing else is needed to score.
+
+``model.safetensors`` holds every tensor of the state (weights, codebooks, running statistics), ``model.json`` the model config,
+the feature spec, the run's information and the sha256 of the other files, ``items.parquet`` the catalogue with its SIDs. No pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from dig_models.config import ModelConfig
+from dig_models.dig import Dig
+from dig_models.features import FeatureSpec
+from dig_models.items import ItemTable
+
+FORMAT = 1
+WEIGHTS, SETTINGS, ITEMS = "model.safetensors", "model.json", "items.parquet"
+
+
+class BundleError(ValueError):
+    """A bundle is missing, incomplete or damaged; the message names the file and what to do."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle.
+
+    Attributes:
+        model: in evaluation mode, with ``items`` set.
+        codes_NL: SIDs of the items as saved, row 0 (unknown item) included; -1 where the model has no codebooks.
+        info: what the training run said about itself.
+    """
+
+    model: Dig
+    spec: FeatureSpec
+    items: ItemTable
+    codes_NL: NDArray[np.int64]
+    info: dict[str, Any]
+
+
+def save_bundle(path: str | Path, model: Dig, items: ItemTable, info: dict[str, Any]) -> Path:
+    """Write a bundle; ``model.json`` comes last, so a folder without it is no bundle.
+
+    The codes written are those of the weights as they are now, under the model's assignment mode.
+
+    Raises:
+        ValueError: ``items`` is not the catalogue that the model has.
+    """
+    if model.items is None or not np.array_equal(model.items.hash_N, items.hash_N):
+        raise ValueError("save_bundle: the items are not the model's catalogue: call model.set_items(items) first")
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / SETTINGS).unlink(missing_ok=True)
+    if bool(model.quantizer.built):
+        model.code_NL.copy_(model.codes(model.encode_catalogue()))
+        model.code_NL[0] = -1
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path / WEIGHTS)
+    pq.write_table(items_to_arrow(items, model.spec, model.code_NL.numpy()), path / ITEMS)
+    settings = {
+        "format": FORMAT,
+        "model": model.config.model_dump(mode="json"),
+        "seed": model.seed,
+        "spec": model.spec.model_dump(mode="json"),
+        "spec_digest": model.spec.digest,
+        "info": info,
+        "sha256": {name: _sha256(path / name) for name in (WEIGHTS, ITEMS)},
+    }
+    temporary = path / f".{SETTINGS}"
+    temporary.write_text(json.dumps(settings, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    temporary.replace(path / SETTINGS)
+    return path
+
+
+def load_bundle(path: str | Path, spec: FeatureSpec | None = None) -> Bundle:
+    """Read a bundle and check every file.
+
+    Args:
+        path: the bundle's folder.
+        spec: refuse a bundle made with another feature spec.
+
+    Raises:
+        BundleError: a file is missing, truncated or changed, or the format is newer than this code.
+        FeatureSpecMismatch: made with a spec other than ``spec``.
+    """
+    path = Path(path)
+    settings = _settings(path)
+    for name, digest in settings["sha256"].items():
+        if not (path / name).is_file():
+            raise BundleError(f"{path / name}: missing; the bundle is incomplete, restore it or train again")
+        found = _sha256(path / name)
+        if found != digest:
+            raise BundleError(f"{path / name}: damaged: sha256 {found[:12]} found, {digest[:12]} expected; restore it or train again")
+    own = FeatureSpec.model_validate(settings["spec"])
+    own.require(settings["spec_digest"], f"bundle {path}")
+    if spec is not None:
+        spec.require(own.digest, f"bundle {path}")
+    table = pq.read_table(path / ITEMS)
+    items = ItemTable.from_arrow(table, own)
+    model = Dig(ModelConfig.model_validate(settings["model"]), own, seed=int(settings["seed"]))
+    model.set_items(items)
+    model.load_state_dict(load_file(path / WEIGHTS))
+    model.eval()
+    return Bundle(model, own, items, model.code_NL.numpy().copy(), settings["info"])
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    file = path / SETTINGS
+    if not file.is_file():
+        raise BundleError(f"{file}: not found; {path} holds no complete bundle")
+    try:
+        settings: dict[str, Any] = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{file}: not valid JSON ({error}); restore it or train again") from None
+    if settings.get("format") != FORMAT:
+        raise BundleError(f"{file}: format {settings.get('format')!r} found, this code reads format {FORMAT}")
+    return settings
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def items_to_arrow(items: ItemTable, spec: FeatureSpec, code_NL: NDArray[np.int64]) -> pa.Table:
+    """Rows ``1..N-1`` of an item table as columns that ``ItemTable.from_arrow`` reads back, with ``s_1..s_L``."""
+    columns: dict[str, Any] = {
+        "item_id": pa.array(items.id_N[1:].tolist(), pa.string()),
+        "item_hash": pa.array(items.hash_N[1:]),
+        "name": pa.array(items.name_N[1:].tolist(), pa.string()),
+    }
+    for field in spec.item_fields:
+        if field.kind == "numeric":
+            columns[field.column] = pa.array(items.numbers[field.name][1:])
+        elif field.kind == "categorical":
+            columns[field.column] = pa.array(items.fields[field.name][1:].astype(np.int32))
+        else:
+            columns[field.column] = pa.array([row[row > 0].astype(np.int32) for row in items.fields[field.name][1:]], pa.list_(pa.int32()))
+    for index, key in enumerate(spec.u2i_keys):
+        columns[f"k_{key}"] = pa.array(items.key_KN[index, 1:])
+    for level in range(code_NL.shape[1]):
+        columns[f"s_{level + 1}"] = pa.array(code_NL[1:, level].astype(np.int32))
+    return pa.table(columns)

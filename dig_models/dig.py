@@ -1,0 +1,470 @@
+"""DIG: one network that ranks items and retrieves them through semantic IDs (arXiv 2605.14853).
+
+Ranking scores an item with ``Mixer(BN_user(h_u), BN_item(e_v), BN_u2i(c_uv))``; retrieval scores a prefix of a semantic ID with the
+same Mixer, ``Mixer(BN_user(h_u), BN_sid(e_sid(1:l)), BN_u2t(u2t_l))``. ``h_u`` is the user side with the history attended by the
+item (or the prefix). ``docs/reference/model.md`` holds the method and its switches.
+
+Shape suffixes: ``B`` requests, ``R`` rows, ``H`` history, ``C`` crosses, ``N`` catalogue (row 0 unknown), ``M`` items looked up,
+``L`` levels, ``K`` codes, ``D`` width, ``S`` domains (0 exposed, 1 open catalogue), ``T`` paths (ranking, then each level).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dig_models import losses, u2t
+from dig_models.batch import Batch
+from dig_models.config import ModelConfig
+from dig_models.features import SOURCE_EXPOSED, FeatureSpec, FieldSpec
+from dig_models.items import ItemTable
+from dig_models.nn.attention import HistoryAttention, RowLayout, UserSide
+from dig_models.nn.embedding import FieldEmbedding
+from dig_models.nn.mixer import Mixer
+from dig_models.nn.norm import CorpusNorm, DomainNorm, all_reduce, commit_moments
+from dig_models.quantize.residual import ResidualQuantizer, collision_rate, usage
+from dig_models.quantize.tree import balanced_tree
+from dig_models.u2t import CatalogueBuckets, PairLookup
+
+DOMAINS = 2
+WARMUP_MEASURE_STEPS = 10
+CATALOGUE_CHUNK = 4096
+
+
+class Dig(nn.Module):
+    """The DIG network. Call ``set_items`` before anything else.
+
+    Under ``DistributedDataParallel`` pass ``broadcast_buffers=False``: all ranks compute the same buffers, through reductions here.
+    Every parameter takes part in every phase's loss, so no search for unused parameters is needed. Random draws (item-id
+    dropout, catalogue samples, dead-code resets) follow from ``seed``, the step and the rank, not from the global generator, so
+    a resumed run draws what an uninterrupted one would.
+
+    Attributes:
+        items: the catalogue in force.
+        code_NL: its codes as of the last ``build_codebooks`` or ``update_codebooks``; -1 where not known.
+        reset_rows: rows of ``quantizer.semantic.weight`` that the last ``update_codebooks`` reset; their optimizer moments
+            should be zeroed (``quantize.residual.zero_moments``).
+    """
+
+    code_NL: Tensor
+    item_index_NJ: Tensor
+    item_number_NQ: Tensor
+    user_offset_F: Tensor
+    step: Tensor
+    biased: Tensor
+
+    def __init__(self, config: ModelConfig, spec: FeatureSpec, seed: int = 0) -> None:
+        super().__init__()
+        self.config, self.spec, self.seed = config, spec, seed
+        dim = config.dim
+        users = [*_renamed("u", spec.user_fields), *_renamed("c", spec.context_fields)]
+        wrong = [f.name for f in users if f.kind != "categorical"]
+        if wrong:
+            raise ValueError(f"user and context fields must be categorical, but {', '.join(wrong)} is not: declare buckets for it")
+        self.item_fields = FieldEmbedding(spec.item_fields, dim)
+        self.user_fields = FieldEmbedding(users, dim)
+        self.encoder = _SkipMlp(self.item_fields.width, config.encoder_hidden, dim)
+        self.corpus_norm = CorpusNorm(dim)
+        self.user_tower = _SkipMlp(self.user_fields.width + dim, 2 * dim, dim)
+        self.attention = HistoryAttention(dim, config.heads)
+        self.pool_query = nn.Linear(dim, dim) if config.retrieval_query == "pool" else None
+        self.quantizer = ResidualQuantizer(config.levels, config.codes, dim, config.ema_decay, config.dead_code_steps)
+        width = spec.cross_width
+        self.norm_user = DomainNorm(2 * dim)
+        self.norm_item = DomainNorm(dim)
+        self.norm_sid = DomainNorm(dim)
+        self.norm_u2i = DomainNorm(width, DOMAINS)
+        self.norm_u2t = DomainNorm(width, DOMAINS)
+        self.mixer = Mixer(config, 3 * dim + width)
+        self.rank_bias = nn.Parameter(torch.zeros(DOMAINS))
+        self.recall_bias = nn.Parameter(torch.zeros(DOMAINS))
+        self.u2t_head = _U2tHead(dim, width)
+        offsets = [self.user_fields.offset[f.name] for f in users]
+        self.register_buffer("user_offset_F", torch.tensor(offsets, dtype=torch.int64), persistent=False)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("biased", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("code_NL", torch.zeros((0, config.levels), dtype=torch.int64))
+        self.register_buffer("item_index_NJ", torch.zeros((0, 0), dtype=torch.int64), persistent=False)
+        self.register_buffer("item_number_NQ", torch.zeros((0, 0)), persistent=False)
+        self.items: ItemTable | None = None
+        self.reset_rows = torch.zeros(0, dtype=torch.int64)
+        self._buckets: CatalogueBuckets | None = None
+
+    # ---- catalogue -----------------------------------------------------------------------------------------------
+
+    def set_items(self, items: ItemTable) -> None:
+        """Take a catalogue; codes already known for an item (by hash) stay with it, other items have none until the next update.
+
+        Raises:
+            ValueError: a field of the spec is missing, or a bucket is out of range.
+        """
+        index_NJ, number_NQ = self.item_fields.pack(items.fields, items.numbers)
+        code_NL = torch.full((len(items), self.config.levels), -1, dtype=torch.int64)
+        if self.items is not None and len(self.code_NL):
+            at_N = torch.from_numpy(self.items.rows(items.hash_N))
+            code_NL = torch.where((at_N > 0).unsqueeze(1), self.code_NL[at_N], code_NL)
+        self.items = items
+        self.item_index_NJ, self.item_number_NQ, self.code_NL = index_NJ, number_NQ, code_NL
+        self._buckets = None
+
+    def encode_items(self, item_M: Tensor) -> Tensor:
+        """``e_v`` of rows of the item table, ``(M,) -> (M, D)``: static fields only, standardised over the catalogue."""
+        return self._encode(item_M, None)
+
+    def _encode(self, item_M: Tensor, masked_M: Tensor | None) -> Tensor:
+        out: Tensor = self.corpus_norm(self._raw_encode(item_M, masked_M))
+        return out
+
+    def _raw_encode(self, item_M: Tensor, masked_M: Tensor | None = None) -> Tensor:
+        index_MJ = self.item_index_NJ.index_select(0, item_M)
+        names = [f.name for f in self.item_fields.single]
+        if masked_M is not None and "item_id" in names:
+            column = names.index("item_id")
+            index_MJ[:, column] = torch.where(masked_M, self.item_fields.offset["item_id"], index_MJ[:, column])
+        out: Tensor = self.encoder(self.item_fields(index_MJ, self.item_number_NQ.index_select(0, item_M)))
+        return out
+
+    @torch.no_grad()
+    def encode_catalogue(self) -> Tensor:
+        """``e_v`` of every row of the catalogue, ``(N, D)``; no gradient, no dropout, in chunks."""
+        rows = torch.arange(len(self.item_index_NJ))
+        return torch.cat([self.encode_items(chunk) for chunk in torch.split(rows, CATALOGUE_CHUNK)])
+
+    @torch.no_grad()
+    def codes(self, e_MD: Tensor, item_M: Tensor | None = None) -> Tensor:
+        """Semantic IDs, ``(M, D) -> (M, L)`` int64: nearest residual codes.
+
+        Args:
+            e_MD: item embeddings.
+            item_M: rows of the item table; with ``assignment: frozen_tree`` items that have a code keep it (without this
+                argument, ``e_MD`` must be the whole catalogue for that, as ``encode_catalogue`` gives it).
+        """
+        nearest_ML = self.quantizer.assign(e_MD)
+        if self.config.assignment == "online_rq":
+            return nearest_ML
+        if item_M is None:
+            if len(e_MD) != len(self.code_NL):
+                raise ValueError("assignment frozen_tree looks codes up by item: pass item_M, or embeddings of the whole catalogue")
+            item_M = torch.arange(len(e_MD))
+        kept_ML = self.code_NL.index_select(0, item_M)
+        return torch.where(kept_ML >= 0, kept_ML, nearest_ML)
+
+    def prefix_embeddings(self, code_ML: Tensor) -> Tensor:
+        """``e_sid(1:l)`` for each level, ``(M, L) -> (M, L, D)``; a shorter code gives its levels."""
+        return self.quantizer.prefixes(code_ML)
+
+    def _share(self) -> Tensor:
+        """Catalogue rows that this rank encodes; rows of all ranks together are ``1..N-1``."""
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+        return torch.arange(1 + rank, len(self.item_index_NJ), ranks)
+
+    @torch.no_grad()
+    def _measure(self, item_M: Tensor) -> Tensor:
+        """Raw embeddings of this rank's share, whose moments (over all ranks) become the corpus statistics."""
+        chunks = [self._raw_encode(chunk) for chunk in torch.split(item_M, CATALOGUE_CHUNK)]
+        raw_MD = torch.cat(chunks) if chunks else torch.zeros(0, self.config.dim)
+        self.corpus_norm.measure(raw_MD)
+        return raw_MD
+
+    @torch.no_grad()
+    def build_codebooks(self, seed: int) -> dict[str, float]:
+        """Start the codebooks from a balanced k-means tree over the catalogue; the first rank's tree is everyone's.
+
+        Returns:
+            Collision rate of the tree, and of its items under nearest-code assignment.
+        """
+        self._measure(self._share())
+        e_ND = self.encode_catalogue()[1:]
+        tree = balanced_tree(e_ND.numpy(), self.config.levels, self.config.codes, seed)
+        code_LKD, count_LK = torch.from_numpy(tree.code_LKD), torch.from_numpy(tree.count_LK).float()
+        self.code_NL[1:] = torch.from_numpy(tree.sid_NL)
+        if dist.is_available() and dist.is_initialized():
+            for shared in (code_LKD, count_LK, self.code_NL):
+                dist.broadcast(shared, src=0)
+        self.quantizer.start(code_LKD, count_LK)
+        if self.config.assignment == "online_rq":
+            self.code_NL[1:] = self.quantizer.assign(e_ND)
+        self.recall_bias.copy_(self.rank_bias)
+        self._buckets = None
+        return {"tree_collision_rate": tree.collision_rate, "nearest_collision_rate": tree.nearest_collision_rate}
+
+    @torch.no_grad()
+    def update_codebooks(self) -> dict[str, float]:
+        """Once after each optimizer step: corpus statistics, EMA of the codes over the whole catalogue, dead-code reset.
+
+        Every rank encodes its share of the catalogue and sums are reduced, so all ranks agree. Before ``build_codebooks`` only
+        the corpus statistics move and nothing is returned.
+
+        Returns:
+            ``codes_used_l``, ``perplexity_l``, ``collision_rate``, ``quantization_error`` (mean ``|e_v - sum c|^2``), ``codes_reset``.
+        """
+        own_M = self._share()
+        e_MD = self.corpus_norm(self._measure(own_M))
+        self.reset_rows = torch.zeros(0, dtype=torch.int64)
+        if not bool(self.quantizer.built):
+            return {}
+        code_ML = self.codes(e_MD, own_M)
+        number_LK = self.quantizer.update(e_MD, code_ML)
+        error = (e_MD - self.quantizer.quantized(code_ML).sum(1)).square().sum().double()
+        code_NL = torch.zeros_like(self.code_NL)
+        code_NL[own_M] = code_ML
+        self.code_NL.copy_(all_reduce(code_NL))
+        self._buckets = None
+        if self.config.assignment == "online_rq":
+            self._reset_dead()
+        return {
+            **usage(number_LK),
+            "collision_rate": collision_rate(self.code_NL[1:], self.config.codes),
+            "quantization_error": float(all_reduce(error)) / max(len(self.code_NL) - 1, 1),
+            "codes_reset": float(len(self.reset_rows)),
+        }
+
+    def _reset_dead(self) -> None:
+        dead_X2 = self.quantizer.dead()
+        if not len(dead_X2):
+            return
+        generator = self._generator(rank=0, stream=1)
+        item_X = torch.randint(1, len(self.code_NL), (len(dead_X2),), generator=generator)
+        residual_XLD = self.quantizer.residuals(self.encode_items(item_X), self.code_NL[item_X])
+        self.quantizer.reset(dead_X2, residual_XLD[torch.arange(len(dead_X2)), dead_X2[:, 0]])
+        self.reset_rows = dead_X2[:, 0] * self.config.codes + dead_X2[:, 1]
+
+    def _generator(self, rank: int, stream: int) -> torch.Generator:
+        sequence = np.random.SeedSequence([self.seed, int(self.step), rank, stream])
+        return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+
+    # ---- scoring -------------------------------------------------------------------------------------------------
+
+    def user_side(self, batch: Batch) -> UserSide:
+        """User side of each request, without any item: computed once, used by all rows."""
+        requests, length = batch.history_BH.shape
+        item_M, at_X = torch.unique(batch.history_BH, return_inverse=True)
+        e_BHD = self.encode_items(item_M).index_select(0, at_X.flatten()).view(requests, length, -1)
+        return self._user_side(batch, e_BHD)
+
+    def _user_side(self, batch: Batch, e_BHD: Tensor) -> UserSide:
+        keys_BHD, values_BHD, mask_BH, pooled_BD = self.attention.history(e_BHD, batch.history_age_BH, batch.history_BH > 0)
+        fields_BX = self.user_fields(batch.user_BF + self.user_offset_F)
+        return UserSide(self.user_tower(torch.cat([fields_BX, pooled_BD], dim=1)), keys_BHD, values_BHD, mask_BH)
+
+    def _user_rows(self, users: UserSide, request_R: Tensor, query_RTD: Tensor, layout: RowLayout) -> Tensor:
+        """``user + attention`` of each query, before BN_user, ``(R, T, U + D)``."""
+        user_RTU = users.user_BU.index_select(0, request_R).unsqueeze(1).expand(-1, query_RTD.shape[1], -1)
+        return torch.cat([user_RTU, self.attention(query_RTD, users, layout)], dim=2)
+
+    def _pooled_rows(self, users: UserSide, request_R: Tensor) -> Tensor:
+        """The same with a query that does not look at the target (``retrieval_query: pool``), ``(R, 1, U + D)``."""
+        if self.pool_query is None:
+            raise RuntimeError("target-free pooling needs retrieval_query: pool")
+        each_B = torch.arange(len(users.user_BU))
+        query_B1D = self.pool_query(users.user_BU).unsqueeze(1)
+        pooled_B1X = self._user_rows(users, each_B, query_B1D, RowLayout.of(each_B, len(each_B)))
+        return pooled_B1X.index_select(0, request_R)
+
+    def rank_logit(self, users: UserSide, request_R: Tensor, e_RD: Tensor, cross_RC: Tensor, domain_R: Tensor) -> Tensor:
+        """True log-odds of a click on items, ``(R,)``; sigmoid is calibrated. ``request_R`` must ascend."""
+        member_RS = _member(domain_R)
+        user_RX = self._user_rows(users, request_R, e_RD.unsqueeze(1), RowLayout.of(request_R, len(users.user_BU))).squeeze(1)
+        return self._ranked(user_RX, e_RD, cross_RC, member_RS)
+
+    def _ranked(self, user_RX: Tensor, e_RD: Tensor, cross_RC: Tensor, member_RS: Tensor) -> Tensor:
+        logit_R: Tensor = self.mixer(
+            self.norm_user(user_RX, member_RS), self.norm_item(e_RD, member_RS), self.norm_u2i(cross_RC, member_RS)
+        )
+        return logit_R + member_RS @ self.rank_bias
+
+    def recall_logit(self, users: UserSide, request_R: Tensor, prefix_RD: Tensor, u2t_RC: Tensor, domain_R: Tensor) -> Tensor:
+        """True log-odds of prefixes, ``(R,)``, from ``prefix_embeddings`` and ``u2t``. ``request_R`` must ascend."""
+        member_RS = _member(domain_R)
+        if self.pool_query is None:
+            layout = RowLayout.of(request_R, len(users.user_BU))
+            user_RX = self._user_rows(users, request_R, prefix_RD.unsqueeze(1), layout).squeeze(1)
+        else:
+            user_RX = self._pooled_rows(users, request_R).squeeze(1)
+        logit_R: Tensor = self.mixer(
+            self.norm_user(user_RX, member_RS), self.norm_sid(prefix_RD, member_RS), self.norm_u2t(u2t_RC, member_RS)
+        )
+        return logit_R + member_RS @ self.recall_bias
+
+    def predict_u2t(self, users: UserSide, request_R: Tensor, prefix_RD: Tensor) -> Tensor:
+        """``MLP_u2t(h_u, e_sid(1:l))``, ``(R, C)`` in model crosses."""
+        out: Tensor = self.u2t_head(users.user_BU, request_R, prefix_RD.unsqueeze(1)).squeeze(1)
+        return out
+
+    # ---- training ------------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch, phase: Literal["warmup", "joint"], lookup: PairLookup) -> dict[str, Tensor]:
+        """Losses of a batch: ``total`` is to be minimised; the others are detached figures.
+
+        ``rank`` always; in the joint phase ``recall`` with ``recall_<l>`` of each level, ``commit``, ``recon``, ``u2t``.
+
+        With ``loss.recall`` 0 (the Base ranker) the joint phase is the warm-up: ranking alone, at the cost of ranking alone.
+
+        Raises:
+            RuntimeError: joint phase before ``build_codebooks``.
+        """
+        joint = phase == "joint" and self.config.loss.recall > 0
+        if joint and not bool(self.quantizer.built):
+            raise RuntimeError("the joint phase needs codebooks: call build_codebooks at the end of the warm-up")
+        if self.training:
+            self._prepare(batch)
+        member_RS = _member((batch.source_R != SOURCE_EXPOSED).long())
+        item_M, at_X = torch.unique(torch.cat([batch.item_R, batch.history_BH.flatten()]), return_inverse=True)
+        e_MD = self._encode(item_M, self._masked(len(item_M)))
+        at_R, at_BH = at_X[: batch.rows], at_X[batch.rows :]
+        ranked_MD = e_MD if self.config.rank_gradient_to_encoder else e_MD.detach()
+        e_BHD = ranked_MD.index_select(0, at_BH).view(*batch.history_BH.shape, -1)
+        users = self._user_side(batch, e_BHD)
+        layout = RowLayout.of(batch.request_R, batch.requests)
+        e_RD = ranked_MD.index_select(0, at_R)
+        if joint:
+            parts = self._joint(batch, users, layout, lookup, item_M, at_R, e_MD, e_RD, member_RS)
+        else:
+            user_RX = self._user_rows(users, batch.request_R, e_RD.unsqueeze(1), layout).squeeze(1)
+            logit_R = self._ranked(user_RX, e_RD, batch.cross_RC, member_RS)
+            rank = losses.click_loss(logit_R, batch.offset_R, batch.label_R, member_RS)
+            parts = {"total": rank + self._untouched(), "rank": rank.detach()}
+        if self.training:
+            commit_moments(m for m in self.modules() if isinstance(m, DomainNorm))
+            self.step += 1
+        return parts
+
+    def _joint(
+        self,
+        batch: Batch,
+        users: UserSide,
+        layout: RowLayout,
+        lookup: PairLookup,
+        item_M: Tensor,
+        at_R: Tensor,
+        e_MD: Tensor,
+        e_RD: Tensor,
+        member_RS: Tensor,
+    ) -> dict[str, Tensor]:
+        """All five losses; both paths pass BN_user and the Mixer together, so that both share the same statistics."""
+        rows, levels, dim = batch.rows, self.config.levels, self.config.dim
+        code_ML = self.codes(e_MD.detach(), item_M)
+        prefix_MLD = self.prefix_embeddings(code_ML)
+        prefix_RLD = prefix_MLD.view(len(item_M), -1).index_select(0, at_R).view(rows, levels, dim)
+        teacher_RLC = self._teacher(batch, code_ML.index_select(0, at_R), lookup)
+        predicted_RLC = self.u2t_head(users.user_BU, batch.request_R, prefix_RLD)
+        seen_RLC = self._mixed(teacher_RLC, predicted_RLC)
+
+        query_RTD = torch.cat([e_RD.unsqueeze(1), prefix_RLD], dim=1)
+        if self.pool_query is None:
+            user_RTX = self._user_rows(users, batch.request_R, query_RTD, layout)
+        else:
+            ranked_R1X = self._user_rows(users, batch.request_R, query_RTD[:, :1], layout)
+            pooled_R1X = self._pooled_rows(users, batch.request_R)
+            user_RTX = torch.cat([ranked_R1X, pooled_R1X.expand(-1, levels, -1)], dim=1)
+        member_ES = member_RS.repeat_interleave(levels, 0)
+        sid_RLD = self.norm_sid(prefix_RLD.reshape(rows * levels, dim), member_ES).view(rows, levels, dim)
+        u2t_RLC = self.norm_u2t(seen_RLC.reshape(rows * levels, -1), member_ES).view(rows, levels, -1)
+        item_RTD = torch.cat([self.norm_item(e_RD, member_RS).unsqueeze(1), sid_RLD], dim=1)
+        cross_RTC = torch.cat([self.norm_u2i(batch.cross_RC, member_RS).unsqueeze(1), u2t_RLC], dim=1)
+        user_X = self.norm_user(user_RTX.flatten(0, 1), member_RS.repeat_interleave(levels + 1, 0))
+        logit_TR = self.mixer(user_X, item_RTD.flatten(0, 1), cross_RTC.flatten(0, 1)).view(rows, levels + 1).t()
+
+        rank = losses.click_loss(logit_TR[0] + member_RS @ self.rank_bias, batch.offset_R, batch.label_R, member_RS)
+        recall_LR = logit_TR[1:] + member_RS @ self.recall_bias
+        recall, each = losses.recall_loss(recall_LR, batch.offset_R, batch.label_R, member_RS)
+        commit = losses.commit_loss(self.quantizer.residuals(e_MD, code_ML), self.quantizer.quantized(code_ML))
+        recon = losses.recon_loss(e_MD, prefix_MLD[:, -1], self.config.recon_stop)
+        distil = losses.u2t_loss(predicted_RLC, teacher_RLC)
+        w = self.config.loss
+        total = rank + w.recall * recall + w.commit * commit + w.recon * recon + w.u2t * distil
+        shown = {"rank": rank, "recall": recall, "commit": commit, "recon": recon, "u2t": distil}
+        by_level = {f"recall_{level}": loss for level, loss in enumerate(each, start=1)}
+        return {"total": total, **{name: value.detach() for name, value in (shown | by_level).items()}}
+
+    @torch.no_grad()
+    def _teacher(self, batch: Batch, code_RL: Tensor, lookup: PairLookup) -> Tensor:
+        """``u2t_l`` of each row, ``(R, L, C)``, by the teacher that the config names."""
+        config = self.config
+        key_RL = u2t.bucket_keys(code_RL, config.codes, config.bucket_key)
+        if config.u2t_teacher == "batch_mean":
+            return u2t.batch_mean(key_RL, batch.cross_RC)
+        if config.u2t_teacher == "leave_one_out":
+            return u2t.leave_one_out(key_RL, batch.cross_RC, config.u2t_min_bucket)
+        if self._buckets is None:
+            self._buckets = CatalogueBuckets.of(self.code_NL, config.codes, config.bucket_key)
+        drawn_RLS = self._buckets.draw(key_RL, batch.item_R, config.u2t_samples, self._generator(_rank(), stream=2))
+        return u2t.catalogue_sample(drawn_RLS, batch, lookup)
+
+    def _mixed(self, teacher_RLC: Tensor, predicted_RLC: Tensor) -> Tensor:
+        """What the recall path sees: the teacher for a share of the rows, MLP_u2t (as a constant) for the others."""
+        taught_R = torch.rand(len(teacher_RLC), generator=self._generator(_rank(), stream=3)) < self.config.u2t_mix
+        return torch.where(taught_R[:, None, None], teacher_RLC, predicted_RLC.detach())
+
+    def _masked(self, items: int) -> Tensor | None:
+        """Which distinct items lose their item-id field in this step."""
+        if not self.training or self.config.item_id_dropout == 0:
+            return None
+        return torch.rand(items, generator=self._generator(_rank(), stream=4)) < self.config.item_id_dropout
+
+    def _untouched(self) -> Tensor:
+        """Zero that depends on the parameters which only the recall path uses."""
+        idle = [self.recall_bias, *self.quantizer.parameters(), *self.norm_sid.parameters(), *self.norm_u2t.parameters()]
+        idle += [*self.u2t_head.parameters(), *(self.pool_query.parameters() if self.pool_query is not None else ())]
+        return torch.stack([p.sum() for p in idle]).sum() * 0.0
+
+    @torch.no_grad()
+    def _prepare(self, batch: Batch) -> None:
+        """Before a training pass: corpus statistics in the warm-up, and biases at the base rate of the very first batch."""
+        if not bool(self.quantizer.built) and int(self.step) % WARMUP_MEASURE_STEPS == 0:
+            self._measure(self._share())
+        if bool(self.biased):
+            return
+        member_RS = _member((batch.source_R != SOURCE_EXPOSED).long())
+        per_row = torch.stack([torch.ones_like(batch.label_R), batch.label_R, batch.offset_R]).double()
+        count_S, positive_S, offset_S = all_reduce(per_row @ member_RS.double())
+        rate_S = ((positive_S + 0.5) / (count_S + 1.0)).clamp(1e-6, 1 - 1e-6)
+        bias_S = torch.logit(rate_S) - offset_S / count_S.clamp_min(1.0)
+        self.rank_bias.copy_(torch.where(count_S > 0, bias_S, bias_S[count_S > 0].mean() if bool((count_S > 0).any()) else 0.0))
+        self.recall_bias.copy_(self.rank_bias)
+        self.biased.fill_(True)
+
+
+class _SkipMlp(nn.Module):
+    """``W_2 relu(W_1 x) + S x``."""
+
+    def __init__(self, width: int, hidden: int, out: int) -> None:
+        super().__init__()
+        self.first, self.second, self.skip = nn.Linear(width, hidden), nn.Linear(hidden, out), nn.Linear(width, out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.second(F.relu(self.first(x))) + self.skip(x)
+        return out
+
+
+class _U2tHead(nn.Module):
+    """MLP_u2t; the user's half of the first layer is computed once per request."""
+
+    def __init__(self, dim: int, crosses: int) -> None:
+        super().__init__()
+        self.user, self.prefix = nn.Linear(dim, 2 * dim), nn.Linear(dim, 2 * dim, bias=False)
+        self.out = nn.Linear(2 * dim, crosses)
+
+    def forward(self, user_BU: Tensor, request_R: Tensor, prefix_RLD: Tensor) -> Tensor:
+        user_R1X = self.user(user_BU).index_select(0, request_R).unsqueeze(1)
+        out: Tensor = self.out(F.relu(user_R1X + self.prefix(prefix_RLD)))
+        return out
+
+
+def _member(domain_R: Tensor) -> Tensor:
+    """One-hot domain of each row, float32 ``(R, S)``."""
+    return F.one_hot(domain_R, DOMAINS).float()
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _renamed(prefix: str, fields: tuple[FieldSpec, ...]) -> list[FieldSpec]:
+    """Fields with a prefix, so that a user field and a context field may have the same name."""
+    return [f.model_copy(update={"name": f"{prefix}_{f.name}"}) for f in fields]

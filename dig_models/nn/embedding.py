@@ -1,0 +1,88 @@
+"""Embeddings of hashed fields: all fields of one side share one table, so that a step does one lookup.
+
+Shape suffixes: ``M`` rows looked up, ``J`` bucket columns, ``D`` embedding width, ``Q`` numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dig_models.features import FieldSpec
+
+
+class FieldEmbedding(nn.Module):
+    """Embeddings of a list of fields, concatenated.
+
+    A categorical field gives its bucket's row (bucket 0, missing, has a row of its own); a multi-valued or text field the mean
+    of its non-zero buckets (zeros if it has none); a number is ``sign(x) log(1 + |x|)``.
+    """
+
+    def __init__(self, fields: Sequence[FieldSpec], dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.single = [f for f in fields if f.kind == "categorical"]
+        self.bags = [f for f in fields if f.kind in ("multi", "text")]
+        self.numbers = [f for f in fields if f.kind == "numeric"]
+        bucketed = [*self.single, *self.bags]
+        starts = np.cumsum([0, *(f.buckets for f in bucketed)])
+        self.offset = {f.name: int(at) for f, at in zip(bucketed, starts, strict=False)}
+        self.table = nn.Embedding(max(int(starts[-1]), 1), dim)
+        nn.init.normal_(self.table.weight, std=dim**-0.5)
+
+    @property
+    def width(self) -> int:
+        """Width of the output."""
+        return (len(self.single) + len(self.bags)) * self.dim + len(self.numbers)
+
+    def pack(self, fields: dict[str, NDArray[np.int64]], numbers: dict[str, NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
+        """Columns of a table as one index matrix ``(M, J)`` into the embedding table and one matrix of numbers ``(M, Q)``.
+
+        Padding of multi-valued fields is -1.
+
+        Raises:
+            ValueError: a field is missing, or a bucket lies outside its declared range.
+        """
+        columns: list[NDArray[np.int64]] = []
+        for field in [*self.single, *self.bags]:
+            if field.name not in fields:
+                raise ValueError(f"field {field.name!r} of the feature spec is missing; found {', '.join(fields) or 'none'}")
+            value = fields[field.name]
+            low, high = int(value.min(initial=0)), int(value.max(initial=0))
+            if low < 0 or high >= field.buckets:
+                raise ValueError(f"field {field.name!r}: bucket {low if low < 0 else high} found, the spec declares 0..{field.buckets - 1}")
+            if field.kind == "categorical":
+                columns.append(value[:, None] + self.offset[field.name])
+            else:
+                columns.append(np.where(value > 0, value + self.offset[field.name], -1))
+        missing = [f.name for f in self.numbers if f.name not in numbers]
+        if missing:
+            raise ValueError(f"numeric field {missing[0]!r} of the feature spec is missing; found {', '.join(numbers) or 'none'}")
+        rows = len(columns[0]) if columns else len(next(iter(numbers.values())))
+        index = np.concatenate(columns, axis=1) if columns else np.zeros((rows, 0), dtype=np.int64)
+        value_MQ = np.stack([numbers[f.name] for f in self.numbers], axis=1) if self.numbers else np.zeros((rows, 0), dtype=np.float32)
+        self.bag_widths = [fields[f.name].shape[1] for f in self.bags]
+        return torch.from_numpy(index), torch.from_numpy(value_MQ.astype(np.float32))
+
+    def forward(self, index_MJ: Tensor, value_MQ: Tensor | None = None) -> Tensor:
+        """Packed columns ``(M, J), (M, Q)`` to ``(M, width)``."""
+        rows, singles = index_MJ.shape[0], len(self.single)
+        parts: list[Tensor] = []
+        if singles:
+            parts.append(F.embedding(index_MJ[:, :singles], self.table.weight).view(rows, singles * self.dim))
+        at = singles
+        for width in self.bag_widths if self.bags else []:
+            bag_MW = index_MJ[:, at : at + width]
+            real_MW = (bag_MW >= 0).to(self.table.weight.dtype)
+            share_MW = real_MW / real_MW.sum(1, keepdim=True).clamp_min(1.0)
+            words_MWD = F.embedding(bag_MW.clamp_min(0), self.table.weight)
+            parts.append((words_MWD * share_MW.unsqueeze(2)).sum(1))
+            at += width
+        if self.numbers and value_MQ is not None:
+            parts.append(value_MQ.sign() * value_MQ.abs().log1p())
+        return torch.cat(parts, dim=1) if parts else self.table.weight.new_zeros((rows, 0))

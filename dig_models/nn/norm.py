@@ -1,0 +1,131 @@
+"""Batch normalisation, per domain and over the catalogue.
+
+Shape suffixes: ``R`` rows, ``C`` features, ``S`` domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class DomainNorm(nn.Module):
+    """BatchNorm whose statistics belong to a domain while scale and shift are shared: ``y = w (x - mean_s) / std_s + b``.
+
+    In training a row is normalised by the moments of its own domain in the batch of its own rank; running statistics follow
+    the moments of all ranks (``commit_moments``) and serve evaluation. A domain that has fewer than two rows in a batch is
+    normalised by the running statistics.
+    """
+
+    mean_SC: Tensor
+    var_SC: Tensor
+    seen_S: Tensor
+
+    def __init__(self, width: int, domains: int = 1, momentum: float = 0.05, eps: float = 1e-3) -> None:
+        super().__init__()
+        self.momentum, self.eps, self.domains = momentum, eps, domains
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("mean_SC", torch.zeros(domains, width))
+        self.register_buffer("var_SC", torch.ones(domains, width))
+        self.register_buffer("seen_S", torch.zeros(domains))
+        self.pending: Tensor | None = None
+
+    def forward(self, x_RC: Tensor, member_RS: Tensor) -> Tensor:
+        """Normalise rows ``(R, C)``; ``member_RS`` is 1 where the row belongs to the domain (one domain: all ones)."""
+        if self.domains == 1:
+            member_RS = torch.ones_like(member_RS[:, :1])
+        mean_SC, var_SC = self._moments(x_RC, member_RS) if self.training else (self.mean_SC, self.var_SC)
+        scale_SC = self.weight * torch.rsqrt(var_SC + self.eps)
+        shift_SC = self.bias - mean_SC * scale_SC
+        if self.domains == 1:
+            return torch.addcmul(shift_SC, x_RC, scale_SC)
+        return torch.addcmul(member_RS @ shift_SC, x_RC, member_RS @ scale_SC)
+
+    def _moments(self, x_RC: Tensor, member_RS: Tensor) -> tuple[Tensor, Tensor]:
+        count_S1 = member_RS.sum(0).unsqueeze(1)
+        sum_SC = member_RS.t() @ x_RC
+        mean_SC = sum_SC / count_S1.clamp_min(1.0)
+        if self.domains == 1:
+            var_SC = (x_RC - mean_SC).square().mean(0, keepdim=True)
+        else:
+            var_SC = member_RS.t() @ (x_RC - member_RS @ mean_SC).square() / count_S1.clamp_min(1.0)
+        with torch.no_grad():
+            square_SC = (var_SC + mean_SC.square()) * count_S1
+            self.pending = torch.cat([count_S1, sum_SC, square_SC], dim=1).double()
+        enough_S1 = count_S1 >= 2
+        return torch.where(enough_S1, mean_SC, self.mean_SC), torch.where(enough_S1, var_SC, self.var_SC)
+
+    @torch.no_grad()
+    def absorb(self, moments_SM: Tensor) -> None:
+        """Move the running statistics towards reduced moments ``(S, 1 + 2 C)``: count, sum, sum of squares."""
+        width = self.mean_SC.shape[1]
+        count_S1 = moments_SM[:, :1]
+        mean_SC = moments_SM[:, 1 : 1 + width] / count_S1.clamp_min(1.0)
+        var_SC = (moments_SM[:, 1 + width :] / count_S1.clamp_min(1.0) - mean_SC.square()).clamp_min(0.0)
+        known_S1 = self.seen_S.unsqueeze(1)
+        rate_S1 = torch.where(count_S1 >= 2, torch.where(known_S1 > 0, self.momentum, 1.0), 0.0)
+        self.mean_SC += (rate_S1 * (mean_SC - self.mean_SC)).to(self.mean_SC.dtype)
+        self.var_SC += (rate_S1 * (var_SC - self.var_SC)).to(self.var_SC.dtype)
+        self.seen_S.copy_(torch.maximum(self.seen_S, (count_S1[:, 0] >= 2).to(self.seen_S.dtype)))
+        self.pending = None
+
+
+def all_reduce(value: Tensor) -> Tensor:
+    """Sum over all ranks in place; the value itself where nothing is distributed."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def commit_moments(norms: Iterable[DomainNorm]) -> None:
+    """Reduce the moments that a training pass left behind over all ranks, in one collective, and move the running statistics.
+
+    Sums do not depend on the order of ranks, so every rank ends with the same statistics.
+    """
+    waiting = [n for n in norms if n.pending is not None]
+    if not waiting:
+        return
+    flat = all_reduce(torch.cat([n.pending.reshape(-1) for n in waiting if n.pending is not None]))
+    at = 0
+    for norm in waiting:
+        size = norm.domains * (1 + 2 * norm.mean_SC.shape[1])
+        norm.absorb(flat[at : at + size].view(norm.domains, -1))
+        at += size
+
+
+class CorpusNorm(nn.Module):
+    """Standardise by the moments of the whole catalogue, measured by a pass over it (never by a batch).
+
+    Every row uses the same constants, in training and in serving, so an item's embedding does not depend on its batch.
+    """
+
+    mean_D: Tensor
+    var_D: Tensor
+    measured: Tensor
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("mean_D", torch.zeros(width))
+        self.register_buffer("var_D", torch.ones(width))
+        self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, x_MD: Tensor) -> Tensor:
+        """``(M, D) -> (M, D)``."""
+        scale_D = torch.rsqrt(self.var_D + self.eps)
+        return torch.addcmul(-self.mean_D * scale_D, x_MD, scale_D)
+
+    @torch.no_grad()
+    def measure(self, x_ND: Tensor) -> None:
+        """Take the moments of this rank's share of the catalogue, summed over ranks."""
+        x_ND = x_ND.double()
+        count = x_ND.new_tensor([[float(len(x_ND))]]).expand(1, x_ND.shape[1])
+        sums = all_reduce(torch.cat([count, x_ND.sum(0, keepdim=True), x_ND.square().sum(0, keepdim=True)]))
+        mean_D = sums[1] / sums[0].clamp_min(1.0)
+        self.mean_D.copy_(mean_D)
+        self.var_D.copy_((sums[2] / sums[0].clamp_min(1.0) - mean_D.square()).clamp_min(0.0))
+        self.measured.fill_(True)

@@ -1,0 +1,1 @@
+"""Residual quantization of item embeddings and the balanced tree that starts it."""
