@@ -1,0 +1,136 @@
+"""Raw tables to the lake: interactions and requests of every day asked for, offers, items and users from a later day on.
+
+``python -m jobs.ingest --date D | --from A --to B [--missing] [--offers-from X]``. All tables of a range are staged and pass
+their gates before the first one is committed, so a bad day leaves the lake as it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from contextlib import ExitStack
+from datetime import date
+from functools import partial
+
+from pyspark.sql import SparkSession
+
+from jobs.config import Config, DatasetConfig
+from jobs.entry import Invocation, JobError, run
+from jobs.lake import Lake, Staging, code_digest, digest_of, shown
+from jobs.progress import emit
+from jobs.sources import open_source
+from jobs.sources.base import EVENT_TABLES, SNAPSHOT_TABLES, Source
+from jobs.spark import spark_session
+
+log = logging.getLogger(__name__)
+NAME = "ingest"
+SOURCES = ("jobs.ingest", "jobs.sources")
+SORT = {
+    "interactions": ("request_id", "item_id"),
+    "requests": ("request_id",),
+    "offers": (),  # the largest table; nothing reads it in order
+    "items": ("item_id",),
+    "users": ("user_id",),
+}
+
+
+def settings_digest(dataset: DatasetConfig) -> str:
+    """Digest of the settings that decide what lake tables hold; sampling of negatives, windows and catalogue are not among them."""
+    read = {"source", "sample_users", "sample_seed", "item_name"}
+    picked = dataset.model_dump(mode="json", include=read)
+    fields = (*dataset.item_fields, *dataset.user_fields, *dataset.context_fields)
+    picked["columns"] = sorted({f"{f.source_column}:{f.kind}" for f in fields} | {k.column for k in dataset.u2i.keys})
+    picked["offers"] = [o.source_column for o in dataset.offers]
+    return digest_of(picked)
+
+
+def plan(config: Config, days: list[date], offers_from: date | None) -> dict[str, list[date]]:
+    """Days to build of each table.
+
+    Raises:
+        JobError: a day lies outside the data set.
+    """
+    dataset = config.dataset
+    outside = [day for day in days if not dataset.first_date <= day <= dataset.last_date]
+    if outside:
+        raise JobError(
+            f"ingest: {shown(outside)} outside data set {dataset.name}, whose days run from {dataset.first_date} to {dataset.last_date}"
+        )
+    late = [day for day in days if offers_from is None or day >= offers_from]
+    return dict.fromkeys(EVENT_TABLES, days) | dict.fromkeys(SNAPSHOT_TABLES, late)
+
+
+def drop_current(wanted: dict[str, list[date]], source: Source, lake: Lake, config: str, code: str) -> dict[str, list[date]]:
+    """The days whose partition is missing, damaged, or made from other raw files, settings or sources."""
+    return {
+        table: [d for d in days if not lake.is_current(table, d, inputs=source.inputs(table, d), config=config, code=code)]
+        for table, days in wanted.items()
+    }
+
+
+def ingest(spark: SparkSession, config: Config, source: Source, lake: Lake, wanted: dict[str, list[date]]) -> None:
+    """Stage, check and commit the days of each table.
+
+    Raises:
+        JobError: raw data or a staged table are not as expected; nothing was committed.
+    """
+    wanted = {table: days for table, days in wanted.items() if days}
+    steps, done = 2 * len(wanted) + 1, 1
+    every = sorted({day for days in wanted.values() for day in days})
+    emit(NAME, 0, steps)
+    source.check(spark, every)
+    emit(NAME, done, steps)
+    code, digest = code_digest(*SOURCES), settings_digest(config.dataset)
+    run_id = f"{NAME}-{every[0]}-{every[-1]}"
+    with ExitStack() as stack:
+        staged: dict[str, Staging] = {}
+        for table, days in wanted.items():
+            staged[table] = stack.enter_context(lake.stage(table, run_id))
+            staged[table].write(source.frame(table, spark, days), days, sort=SORT[table])
+            done += 1
+            emit(NAME, done, steps, table=table, days=len(days))
+        for table, days in wanted.items():
+            gate(table, staged[table], days, spark=spark, config=config, lake=lake)
+            done += 1
+            emit(NAME, done, steps, table=table)
+        for table, days in wanted.items():
+            markers = staged[table].commit(spark, days, job=NAME, code=code, config=digest, inputs=partial(source.inputs, table))
+            log.info("%s: %d rows on %s", table, sum(m.rows for m in markers), shown(days))
+
+
+def gate(table: str, staging: Staging, days: list[date], *, spark: SparkSession, config: Config, lake: Lake) -> None:
+    """Hold a staged table against its data gate."""
+    if config.checks.enabled:
+        from jobs.checks import check
+
+        check(table, staging.frame(spark, days), days, config=config, lake=lake, spark=spark)
+
+
+def main(call: Invocation) -> None:
+    """Build what is asked for in one Spark application; no session is started if everything is there."""
+    config, lake = call.config, Lake(call.config.paths.at("lake"))
+    source = open_source(config.dataset)
+    wanted = plan(config, call.days, call.options.offers_from)
+    if call.options.missing:
+        wanted = drop_current(wanted, source, lake, settings_digest(config.dataset), code_digest(*SOURCES))
+    if not any(wanted.values()):
+        log.info("ingest: %s up to date", shown(call.days))
+        emit(NAME, 1, 1)
+        return
+    with spark_session(config, f"dig-{NAME}") as spark:
+        ingest(spark, config, source, lake, wanted)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--offers-from",
+        type=date.fromisoformat,
+        default=None,
+        metavar="X",
+        help="offers, items and users only from this day on; events are needed much further back than exposures",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run(NAME, main, ranges=True, options=_options))
