@@ -22,7 +22,8 @@ from torch.nn.functional import logsigmoid
 from dig_models.retrieve.trie import Int64, Trie, expand_ranges
 
 if TYPE_CHECKING:
-    from dig_models.dig import Dig, UserSide
+    from dig_models.dig import Dig
+    from dig_models.nn.attention import UserSide
 
 OPEN = 1
 """Domain of ``Dig.rank_logit`` and ``recall_logit``: a candidate of the open catalogue, not an exposure."""

@@ -27,7 +27,8 @@ from dig_models.retrieve.trie import Int64, Trie
 from dig_models.train.data import RequestTable, collate
 
 if TYPE_CHECKING:
-    from dig_models.dig import Dig, UserSide
+    from dig_models.dig import Dig
+    from dig_models.nn.attention import UserSide
 
 Floats = NDArray[np.float32]
 Ready = Callable[[int], None]
@@ -130,7 +131,7 @@ class Retriever:
             index_B: positions in it.
             k: items returned a request.
             beam: prefixes kept at each level.
-            rerank: retrieved items scored again by the ranking path with real crosses; 0 keeps the path scores.
+            rerank: retrieved items (at least ``k``) scored again by the ranking path with real crosses; 0 keeps the path scores.
             u2t: prefix crosses: the exact mean over the prefix, or ``MLP_u2t``.
             path_score: see ``beam_search``.
             exclude_bought: leave out items that the user bought before the request.
@@ -175,7 +176,7 @@ class Retriever:
         )
         if not rerank:
             return found
-        request_P, column_P = np.nonzero(found.item_GJ[:, :rerank])
+        request_P, column_P = np.nonzero(found.item_GJ)
         item_P = found.item_GJ[request_P, column_P]
         if cross_GNC is None:
             cross_PC = self.pairs(requests, part[request_P], item_P)
