@@ -225,7 +225,8 @@ class ChecksConfig(Strict):
     min_trailing_days: Positive = Field(7, description="drift and volume checks need so many trailing days")
     row_count_ratio: tuple[float, float] = (0.3, 3.0)
     label_rate_ratio: tuple[float, float] = (0.4, 2.5)
-    max_psi: float = 0.5
+    max_psi: float = Field(0.5, description="drift of a feature, beyond sampling noise, that stops a commit")
+    warn_psi: float = Field(0.25, description="drift of a feature that is only warned of")
     max_null_fraction: Fraction = 0.0
     bad_values_shown: Positive = 5
     quarantine_rows: Positive = 1000
