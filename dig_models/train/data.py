@@ -16,7 +16,6 @@ Shape suffixes: ``B`` requests, ``R`` rows (request x item), ``P`` pairs, ``H`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -28,12 +27,10 @@ from numpy.typing import NDArray
 from dig_models.batch import Batch
 from dig_models.features import SECONDS_PER_DAY, SOURCE_EXPOSED, SOURCE_ORGANIC, SOURCE_RANDOM, FeatureSpec
 from dig_models.items import ItemTable
+from dig_models.u2t import PairLookup
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
-PairLookup = Callable[[Ints, Ints, Ints, Ints], Floats]
-"""``(user_P, ts_P, offer_P, item_P) -> cross_PC``: model crosses of any pairs; ``item_P`` are rows of the item table."""
-
 _REDRAWS = 64
 
 
@@ -260,6 +257,8 @@ def _rows(table: pa.Table, spec: FeatureSpec, items: ItemTable) -> dict[str, Any
     row_start, item_hash = _lists(table, "item", np.int64)
     cross_start, cross = _lists(table, "cross", np.float32)
     width = spec.cross_width_raw
+    if not np.isfinite(cross).all():
+        raise ExamplesError(f"examples: 'cross' holds {int((~np.isfinite(cross)).sum())} non-finite values; rebuild the examples")
     if not np.array_equal(cross_start, row_start * width):
         raise ExamplesError(
             f"examples: 'cross' holds {len(cross)} values for {len(item_hash)} rows; the feature spec expects {width} a row: "

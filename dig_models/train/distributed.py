@@ -37,9 +37,9 @@ class World:
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over all ranks, on the CPU; ``values`` is left as it is."""
-        summed = values.detach().to(self.device, copy=True)
+        summed = values.detach().to("cpu", copy=True)
         dist.all_reduce(summed)
-        return summed.cpu()
+        return summed
 
     def agreed(self, text: str | None) -> str | None:
         """What rank 0 says, on every rank."""
@@ -77,6 +77,8 @@ def process_group(backend: str, threads: int) -> Iterator[World]:
         torch.cuda.set_device(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+    if backend == "nccl":
+        backend = "cpu:gloo,cuda:nccl"  # figures and decisions travel on the CPU
     if "RANK" in os.environ:
         dist.init_process_group(backend)
     else:

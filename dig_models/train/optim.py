@@ -7,7 +7,6 @@ norms are not decayed either.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +21,10 @@ def build(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over the trained parameters, with its state made at once so that a checkpoint always has the same entries."""
     tables, matrices, rest = [], [], []
     embedding = {id(p) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) for p in m.parameters(recurse=False)}
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
-        if id(parameter) in embedding or "e_sid" in name:
+        if id(parameter) in embedding:
             tables.append(parameter)
         elif parameter.ndim >= 2:
             matrices.append(parameter)
@@ -63,15 +62,3 @@ def set_lr(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
     """The optimizer's tensors by parameter name; loading into them changes the optimizer in place."""
     return {name: dict(optimizer.state[p]) for name, p in model.named_parameters() if p in optimizer.state}
-
-
-def forget(optimizer: torch.optim.Optimizer, rows: Mapping[nn.Parameter, Tensor]) -> None:
-    """Zero the moments of some rows of parameters (codes that were reset start afresh).
-
-    Args:
-        optimizer: one made by ``build``.
-        rows: per parameter a bool mask over its leading axes.
-    """
-    for parameter, mask in rows.items():
-        for key in ("exp_avg", "exp_avg_sq"):
-            optimizer.state[parameter][key][mask] = 0.0

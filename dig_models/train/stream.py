@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from dig_models.batch import Batch
 from dig_models.features import FeatureSpec
 from dig_models.items import ItemTable
-from dig_models.train.data import ExamplesError, PairLookup, RequestTable, collate, request_columns
+from dig_models.train.data import ExamplesError, RequestTable, collate, request_columns
+from dig_models.u2t import PairLookup
 
 _ASSIGN, _ORDER, _NEGATIVES = 1, 2, 3
 

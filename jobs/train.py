@@ -1,0 +1,224 @@
+"""Train DIG for a date: ``torchrun … -m jobs.train --date D``, or alone as one process.
+
+Reads examples of the training window, the catalogue of its last day and the cross arrays of ``D``; writes
+``<checkpoints>/<D>/bundle`` and ``<runs>/<D>/train.json``. A training that was cut short goes on from its last checkpoint; one whose
+bundle is there with the same lineage is done already.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dig_models.bundle import BundleError, load_bundle, save_bundle
+from dig_models.cross_files import CrossArraysError
+from dig_models.crosses import CrossStore
+from dig_models.dig import Dig
+from dig_models.features import FeatureSpecMismatch
+from dig_models.items import ItemTable
+from dig_models.train.data import ExamplesError, pair_lookup
+from dig_models.train.distributed import World, process_group
+from dig_models.train.loop import Record, Setup, Told, TrainingDiverged, fit
+from dig_models.train.stream import ExampleStream, row_groups
+from dig_models.train.warm import warm_start
+from jobs import registry, runs
+from jobs.entry import Invocation, JobError, run
+from jobs.progress import emit
+from jobs.tracking import Tracker
+from jobs.train_inputs import TrainInputs, train_inputs
+
+log = logging.getLogger(__name__)
+STAGE = "train"
+REPORT = "train.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where the weights come from, agreed by all ranks.
+
+    Attributes:
+        lineage: digest of all that determines the model.
+        ancestor: version to start from, ``None`` for a cold start.
+        warm: its codebooks were taken over.
+    """
+
+    lineage: str
+    ancestor: str | None
+    warm: bool
+
+
+def main(asked: Invocation) -> None:
+    """Train for the date, or say that it is done."""
+    inputs = train_inputs(asked.config, asked.date)
+    config = asked.config.train
+    try:
+        with process_group(config.backend, config.threads_per_rank) as world:
+            if world.size != config.ranks * config.hosts:
+                log.warning(
+                    "%d process(es) train, the settings say %d: start with python -m jobs.launch", world.size, config.ranks * config.hosts
+                )
+            _train(inputs, world)
+    except (ExamplesError, CrossArraysError, BundleError, TrainingDiverged) as error:
+        raise JobError(str(error)) from error
+
+
+def _train(inputs: TrainInputs, world: World) -> None:
+    config, day = inputs.config, inputs.day
+    home = Path(config.paths.at("checkpoints")) / day.isoformat()
+    spec = config.dataset.spec()
+    items = ItemTable.from_arrow(inputs.lake.read_arrow("item_features", [inputs.catalogue_day]), spec)
+    if len(items) < 2:
+        raise JobError(f"item_features of {inputs.catalogue_day} hold no item: nothing to recommend; lower dataset.catalogue.min_events")
+    torch.manual_seed(config.train.seed)
+    model = Dig(config.model, spec, seed=config.train.seed)
+    start = _start(inputs, model, items, world)
+    if _is_done(home, start.lineage, world):
+        if world.leads:
+            log.info("%s: trained already from the same data, settings and code (lineage %s)", home / "bundle", start.lineage[:12])
+            runs.save(config, day, STAGE, json.loads((home / REPORT).read_text()))
+        return
+    store = CrossStore.open(inputs.lake.folder("cross_arrays", day), spec, items)
+    common: dict[str, Any] = {
+        "spec": spec,
+        "items": items,
+        "lookup": pair_lookup(store, spec),
+        "keep_rate": config.dataset.sampling.exposed_negative_rate,
+        "random_negatives": config.train.random_negatives,
+        "open_positives": config.model.open_positives,
+        "seed": config.train.seed,
+        "rank": world.rank,
+        "world": world.size,
+        "requests_per_batch": config.train.requests_per_batch,
+        "shuffle_row_groups": config.train.shuffle_row_groups,
+    }
+    setup = Setup(
+        model=model,
+        config=config.train,
+        train=ExampleStream(groups=row_groups(inputs.fit), **common),
+        validation=ExampleStream(groups=row_groups(inputs.validation), **common),
+        checkpoints=home / "steps",
+        lineage=start.lineage,
+        warm=start.warm,
+    )
+    tracker = Tracker.open(config, day, start.lineage) if world.leads else None
+    record = fit(setup, world, _Teller(tracker))
+    peak = _peak_rss(world)
+    if tracker:
+        report = _report(inputs, start, record, world, peak, tracker.run_id)
+        _write(home, model, items, report, inputs)
+        tracker.close(report)
+        runs.save(config, day, STAGE, report)
+    world.barrier()
+
+
+def _start(inputs: TrainInputs, model: Dig, items: ItemTable, world: World) -> Start:
+    """Decide on rank 0 what to start from; every rank then has its weights."""
+    said = None
+    model.set_items(items)
+    if world.leads:
+        ancestor = registry.ancestor(inputs.config, inputs.day) if inputs.config.train.warm_start else None
+        warm = False
+        if ancestor:
+            try:
+                bundle = load_bundle(registry.fetch(inputs.config, ancestor), model.spec)
+                warm = warm_start(model, bundle, items)
+                log.info("starting from version %s (%s), codebooks %s", ancestor.version, ancestor.date, "kept" if warm else "built anew")
+            except FeatureSpecMismatch as error:
+                log.warning("cold start: %s", error)
+                ancestor = None
+        lineage = inputs.lineage(ranks=world.size, ancestor=ancestor.lineage if ancestor else "")
+        said = json.dumps([lineage, ancestor.version if ancestor else None, warm])
+    lineage, version, warm = json.loads(world.agreed(said) or "")
+    world.spread(model)
+    return Start(lineage=lineage, ancestor=version, warm=warm)
+
+
+def _is_done(home: Path, lineage: str, world: World) -> bool:
+    done = None
+    if world.leads and (home / "bundle").is_dir() and (home / REPORT).is_file():
+        try:
+            done = "done" if load_bundle(home / "bundle").info["lineage"] == lineage else None
+        except BundleError as error:
+            log.warning("%s; training again", error)
+    return world.agreed(done) is not None
+
+
+class _Teller:
+    """Passes on how far training has come: progress events, MLflow, and a line on a terminal."""
+
+    def __init__(self, tracker: Tracker | None) -> None:
+        self.tracker = tracker
+
+    def __call__(self, told: Told) -> None:
+        shown = {k: round(told.fresh[k], 4) for k in ("total", "rank_exposed_auc", "recall_exposed_auc") if k in told.fresh}
+        emit(STAGE, told.step, told.steps, examples_per_s=round(told.examples_per_s, 1), eta_s=round(told.eta_s, 1), **shown)
+        if self.tracker:
+            self.tracker.log(told.fresh)
+        if sys.stderr.isatty():
+            figures = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
+            line = f"epoch {told.epoch}/{told.epochs}  step {told.step}/{told.steps}  {told.examples_per_s:,.0f} examples/s"
+            sys.stderr.write(f"\r\x1b[K{line}  {told.eta_s:.0f} s left  {figures}" + ("\n" if told.step == told.steps else ""))
+            sys.stderr.flush()
+
+
+def _peak_rss(world: World) -> int:
+    """Highest resident memory of each rank, summed, in bytes."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return round(float(world.total(torch.tensor([float(own)], dtype=torch.float64))))
+
+
+def _report(inputs: TrainInputs, start: Start, record: Record, world: World, peak: int, run_id: str) -> dict[str, Any]:
+    window = inputs.window
+    seconds = record.step_seconds + record.other_seconds
+    return {
+        "date": inputs.day.isoformat(),
+        "lineage": start.lineage,
+        "ancestor": start.ancestor,
+        "warm_start": start.warm,
+        "window": {"first": window.train_first.isoformat(), "fit_last": window.fit_last.isoformat(), "last": window.train_last.isoformat()},
+        "inputs": inputs.inputs,
+        "spec": inputs.config.dataset.spec().digest,
+        "ranks": world.size,
+        "steps": record.step,
+        "requests": record.requests,
+        "examples": record.rows,
+        "examples_per_s": record.rows / record.step_seconds if record.step_seconds else 0.0,
+        "seconds": seconds,
+        "step_seconds": record.step_seconds,
+        "wait_share": record.wait_share,
+        "peak_rss_bytes": peak,
+        "curves": {"steps": record.curve, "epochs": record.epochs},
+        "codebooks": record.codebooks,
+        "validation": record.epochs[-1],
+        "mlflow_run_id": run_id,
+    }
+
+
+def _write(home: Path, model: Dig, items: ItemTable, report: dict[str, Any], inputs: TrainInputs) -> None:
+    """The bundle, whole or not at all; then the checkpoints have served."""
+    config, bundle = inputs.config, home / "bundle"
+    info = {k: report[k] for k in ("date", "lineage", "ancestor", "window", "inputs", "mlflow_run_id")}
+    info |= {"dataset": config.dataset.name, "keep_rate": config.dataset.sampling.exposed_negative_rate, "seed": config.train.seed}
+    info |= {"random_negatives": config.train.random_negatives, "catalogue": inputs.catalogue_day.isoformat()}
+    writing, old = home / f".bundle-{os.getpid()}", home / f".old-{os.getpid()}"
+    shutil.rmtree(writing, ignore_errors=True)
+    save_bundle(writing, model.eval(), items, info)
+    runs.write_json(home / REPORT, report)
+    if bundle.exists():
+        bundle.rename(old)
+    writing.rename(bundle)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(home / "steps", ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run(STAGE, main))

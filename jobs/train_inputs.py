@@ -1,0 +1,120 @@
+"""What a training reads, checked before any process of it starts; no torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.config import Config
+from jobs.dates import Window, days_between
+from jobs.entry import JobError
+from jobs.lake import Inputs, Lake, Marker, code_digest, job_of
+
+CODE = (
+    *(f"dig_models.{m}" for m in ("batch", "bundle", "config", "cross_files", "crosses", "dig", "features", "items", "losses", "u2t")),
+    *("dig_models.nn", "dig_models.quantize", "dig_models.train", "jobs.train", "jobs.train_inputs"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainInputs:
+    """Partitions of one training, all of them committed and made with the settings in force.
+
+    Attributes:
+        fit, validation: data folders of the examples.
+        item_days: the day whose ``item_features`` are the catalogue.
+        inputs: content digests by table and day.
+    """
+
+    config: Config
+    day: date
+    window: Window
+    lake: Lake
+    fit: list[str]
+    validation: list[str]
+    inputs: Inputs
+
+    def lineage(self, *, ranks: int, ancestor: str) -> str:
+        """SHA-256 (hex) over all that determines the trained model.
+
+        Args:
+            ranks: processes that train; they decide how examples form batches.
+            ancestor: lineage of the model to start from, or an empty string.
+        """
+        facts: dict[str, Any] = {
+            "date": self.day.isoformat(),
+            "settings": self.config.digest("model", "train", "window", "dataset"),
+            "inputs": self.inputs,
+            "code": code_digest(*CODE),
+            "ranks": ranks,
+            "ancestor": ancestor,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def catalogue_day(self) -> date:
+        """Day whose items the model knows: the last day of training."""
+        return self.window.train_last
+
+
+def train_inputs(config: Config, day: date) -> TrainInputs:
+    """Look up and check everything that training for ``day`` reads.
+
+    Raises:
+        ConfigError: the date leaves no training window.
+        MissingPartition: names the table and the days that were never built.
+        JobError: a partition was made with other data-set settings, or no training day has a positive.
+    """
+    window, lake = config.run_window(day), Lake(config.paths.at("lake"))
+    fit = days_between(window.train_first, window.fit_last)
+    validation = days_between(window.validation_first, window.train_last)
+    needed = {"examples": fit + validation, "item_features": [window.train_last], "cross_arrays": [day]}
+    for table, days in needed.items():
+        _same_settings(config, lake.require(table, days))
+    found = TrainInputs(
+        config=config,
+        day=day,
+        window=window,
+        lake=lake,
+        fit=lake.paths("examples", fit),
+        validation=lake.paths("examples", validation),
+        inputs=lake.inputs(needed),
+    )
+    if not any(_has_positive(folder) for folder in found.fit):
+        raise JobError(
+            f"examples of {fit[0]} to {fit[-1]} hold no positive: there is nothing to learn from; "
+            "check ingest of these days, or train for a date whose window has events"
+        )
+    return found
+
+
+def _same_settings(config: Config, markers: list[Marker]) -> None:
+    wanted = config.digest("dataset")
+    other = [m for m in markers if m.config != wanted]
+    if other:
+        raise JobError(
+            f"table {other[0].table}: {len(other)} of {len(markers)} days, first {other[0].ds}, were made with other data-set settings "
+            f"(digest {other[0].config[:12]}, now {wanted[:12]}); rebuild them with python -m {job_of(other[0].table)} "
+            f"--from {other[0].ds} --to {other[-1].ds}, or restore the settings"
+        )
+
+
+def _has_positive(folder: str) -> bool:
+    for file in sorted(Path(folder).glob("*.parquet")):
+        try:
+            with pq.ParquetFile(file) as parquet:
+                for index in range(parquet.num_row_groups):
+                    labels = pc.list_flatten(parquet.read_row_group(index, columns=["label"]).column("label"))
+                    if pc.any(pc.greater(labels, 0)).as_py():
+                        return True
+        except (pa.ArrowInvalid, OSError) as error:
+            raise JobError(f"{file}: cannot be read ({str(error).splitlines()[0]}); rebuild that day of examples") from error
+    return False
