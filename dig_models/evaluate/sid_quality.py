@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
 Codes = NDArray[np.int64]
 Floats = NDArray[np.floating]
@@ -269,3 +270,28 @@ def history_overlap(code_NL: Codes, target_R: Codes, history_RH: Codes) -> list[
         same_RH = same_RH & (code_NL[history_RH, level] == code_NL[target_R, level][:, None])
         out.append(float(same_RH.any(axis=1).mean()))
     return out
+
+
+def co_occurrence(request_M: Codes, item_M: Codes, items: int, *, top: int = 10, least: int = 2) -> tuple[Codes, Codes]:
+    """The items most often bought together with each item, as ``embedding_hit_rate`` wants them.
+
+    Args:
+        request_M: request of each purchase; a request holds an item once.
+        item_M: its item row, below ``items``.
+        items: number of item rows.
+        top: neighbours kept of each item, ties by row.
+        least: times that two items must have been bought together.
+
+    Returns:
+        ``(neighbour_M, offsets_N1)``.
+    """
+    once = np.ones(len(item_M), dtype=np.int64)
+    basket = csr_matrix((once, (request_M, item_M)), shape=(int(request_M.max(initial=-1)) + 1, items))
+    pairs = (basket.T @ basket).tocoo()
+    keep = (pairs.row != pairs.col) & (pairs.data >= least)
+    row, col, count = pairs.row[keep].astype(np.int64), pairs.col[keep].astype(np.int64), pairs.data[keep]
+    order = np.lexsort((col, -count, row))
+    row, col = row[order], col[order]
+    kept = np.arange(len(row)) - np.searchsorted(row, row) < top
+    sizes = np.bincount(row[kept], minlength=items)
+    return col[kept], np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
