@@ -56,7 +56,7 @@ class SparkConfig(Strict):
     driver_memory: str = "3g"
     shuffle_partitions: Positive = 4
     connection_id: str = "spark_default"
-    conf: dict[str, str] = {}
+    conf: dict[str, str] = Field({}, description="further Spark properties")
 
 
 class WindowConfig(Strict):
@@ -82,7 +82,7 @@ class TableConfig(Strict):
 
     path: str
     format: Literal["parquet", "csv"] = "parquet"
-    options: dict[str, str] = {}
+    options: dict[str, str] = Field({}, description="options of the Spark reader")
     columns: dict[str, str] = Field({}, description="our column name -> raw column name or Spark SQL expression")
     where: str = Field("", description="Spark SQL condition on raw columns; rows that fail it are dropped")
 
@@ -193,7 +193,9 @@ class DatasetConfig(Strict):
     @model_validator(mode="after")
     def _dates_in_order(self) -> DatasetConfig:
         if not self.first_date <= self.default_date <= self.last_date:
-            raise ValueError(f"first_date <= default_date <= last_date expected, got {self.first_date}, {self.default_date}, {self.last_date}")
+            raise ValueError(
+                f"first_date <= default_date <= last_date expected, got {self.first_date}, {self.default_date}, {self.last_date}"
+            )
         if "item" not in [k.name for k in self.u2i.keys]:
             raise ValueError("u2i.keys needs a key named 'item' (column item_id)")
         return self
@@ -439,6 +441,30 @@ def load_layers(path: str | Path, sets: Sequence[str] = (), environ: Mapping[str
         return Config.model_validate(layers.values), layers
     except ValidationError as error:
         raise ConfigError(_explain(error, layers)) from None
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One setting in force: dotted key, value as JSON knows it, and where it came from."""
+
+    key: str
+    value: Any
+    origin: str
+
+
+def leaves(config: Config, layers: Layers) -> list[Leaf]:
+    """Every setting in force, in the order of the models; a list is one setting."""
+    found: list[Leaf] = []
+
+    def walk(value: Any, key: str) -> None:
+        if isinstance(value, dict) and value:
+            for name, below in value.items():
+                walk(below, f"{key}.{name}" if key else name)
+        else:
+            found.append(Leaf(key, value, layers.origin_of(key)))
+
+    walk(config.model_dump(mode="json", by_alias=True), "")
+    return found
 
 
 def load(path: str | Path | None = None, sets: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Config:

@@ -1,0 +1,121 @@
+"""The commands of ``dig`` that only look: ``config show``, ``lake show``, ``index show | verify | diff``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jobs.cli_options import ConfigOption, SetOption, settings, settings_file
+
+config_app = typer.Typer(help="Settings in force.", no_args_is_help=True)
+lake_app = typer.Typer(help="Tables and days that were built.", no_args_is_help=True)
+index_app = typer.Typer(help="Generations of the SID index.", no_args_is_help=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@config_app.command("show")
+def config_show(config: ConfigOption = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+    """Every setting in force, with its value and where that came from."""
+    from jobs.config import leaves, load_layers
+
+    rows = leaves(*load_layers(settings_file(config), sets or []))
+    if as_json:
+        typer.echo(json.dumps({row.key: {"value": row.value, "origin": row.origin} for row in rows}, indent=2))
+        return
+    table = Table("key", "value", "from", box=None, pad_edge=False, header_style="bold")
+    table.columns[0].no_wrap = True
+    here = f"{Path.cwd()}/"
+    for row in rows:
+        origin = row.origin.removeprefix(here)
+        table.add_row(Text(row.key), Text(json.dumps(row.value)), Text(origin), style="dim" if origin == "default" else None)
+    Console().print(table)
+
+
+@lake_app.command("show")
+def lake_show(config: ConfigOption = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+    """Tables of the lake: days, gaps between them, and rows."""
+    from jobs.tables import lake_rows
+
+    force = settings(config, sets)
+    rows = lake_rows(force.paths.at("lake"))
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table("table", "days", "first", "last", "missing", "rows", box=None, pad_edge=False, header_style="bold")
+    for name, row in rows.items():
+        missing = str(row["missing"]) if row["missing"] else ""
+        table.add_row(name, str(row["days"]), row["first"], row["last"], missing, f"{row['rows']:,}")
+    if not rows:
+        typer.echo(f"{force.paths.at('lake')} holds no partition yet; `dig retrain` builds it")
+        return
+    Console().print(table, highlight=False)
+
+
+@index_app.command("show")
+def index_show(
+    generation: Annotated[str | None, typer.Argument(help="Generation; default: the current one.")] = None,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a generation holds, and which others there are."""
+    force = settings(config, sets)
+    from dig_models.index.generation import show
+    from jobs.tables import generation_table
+
+    found = show(force.paths.at("index"), generation)
+    if as_json:
+        typer.echo(
+            json.dumps({"current": found.current, "generations": found.generations, **found.manifest.model_dump(mode="json")}, indent=2)
+        )
+        return
+    console = Console()
+    console.print(generation_table(found))
+    for name in found.generations:
+        console.print(f"{'→' if name == found.current else ' '} {name}", highlight=False)
+
+
+@index_app.command("verify")
+def index_verify(
+    generation: Annotated[str | None, typer.Argument(help="Generation; default: the current one.")] = None,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+) -> None:
+    """Check a generation: checksums, every item found, a beam search that returns real items."""
+    force = settings(config, sets)
+    from dig_models.index.verify import verify
+
+    found = verify(force.paths.at("index"), generation)
+    console = Console()
+    for check, seen in found.checks:
+        console.print(f"[green]✓[/] {check}: {seen}", highlight=False)
+    console.print(f"index generation {found.generation} is sound", highlight=False)
+
+
+@index_app.command("diff")
+def index_diff(
+    old: Annotated[str, typer.Argument(help="Generation to compare from.")],
+    new: Annotated[str, typer.Argument(help="Generation to compare to.")],
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Items that came, went or moved between two generations."""
+    from dataclasses import asdict
+
+    force = settings(config, sets)
+    from dig_models.index.diff import diff
+    from jobs.tables import difference_table
+
+    found = diff(Path(force.paths.at("index")), old, new)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+        return
+    Console().print(difference_table(found))
