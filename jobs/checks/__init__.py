@@ -67,7 +67,7 @@ def check(table: str, staged: DataFrame, days: list[date], *, config: Config, la
     """Judge staged days of a table; call it between ``Staging.write`` and ``Staging.commit``.
 
     Args:
-        table: a table with a gate: interactions, requests, offers, item_features, u2i_crosses or examples.
+        table: a table with a gate: any raw table of the lake, item_features, u2i_crosses or examples.
         staged: the staged rows of all ``days``, read back from storage.
         days: the days that will be committed; earlier ones serve as trailing days of later ones.
         config: settings in force.
@@ -84,7 +84,7 @@ def check(table: str, staged: DataFrame, days: list[date], *, config: Config, la
     gate = gate_of(table, config)
     days = sorted(days)
     types = {f.name: f.dataType.simpleString() for f in staged.schema.fields}
-    if any(types.get(column) not in accepted for column, accepted in gate.types.items()):
+    if any(c not in types or (accepted and types[c] not in accepted) for c, accepted in gate.types.items()):
         _refuse_schema(gate, types, days, config)
     profiles = profile(gate, staged)
     for day in days:
@@ -133,16 +133,16 @@ def _history(table: str, profiles: Mapping[str, DayProfile], days: Sequence[date
 def _if_empty(gate: Gate, day: date, known: Mapping[date, DayProfile], trailing: Sequence[DayProfile], lake: Lake) -> Severity | None:
     """How bad it is when a day has no rows.
 
-    Raw events: critical, unless a later day has rows, which shows that the source did arrive and the day was a quiet one.
-    Made from another table: fine where that has no rows either. Otherwise critical once earlier days had rows.
+    Raw tables: a warning if a later day has rows, which shows that the source did arrive and the day was a quiet one.
+    Made from another table: fine where that has no rows either. Otherwise critical, once earlier days had rows.
     """
-    if gate.must_have_rows:
-        return "warning" if _arrived_later(gate.table, day, known, lake) else "critical"
+    if gate.raw and _arrived_later(gate.table, day, known, lake):
+        return "warning"
     if gate.source:
         marker = lake.marker(gate.source, day)
         if marker is not None and not marker.rows:
             return None
-    return "critical" if any(p.rows for p in trailing) else "warning"
+    return "critical" if gate.must_have_rows or any(p.rows for p in trailing) else "warning"
 
 
 def _arrived_later(table: str, day: date, known: Mapping[date, DayProfile], lake: Lake) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.checks.rules import BINS, Gate
+from jobs.checks.rules import BINS, LARGE_DAY, Gate
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -96,9 +96,19 @@ def _count_duplicates(gate: Gate, staged: DataFrame, days: dict[str, DayProfile]
     from pyspark.sql import functions as F
 
     for key in gate.keys:
-        groups = staged.where(key.where).groupBy("ds", *key.columns).agg(F.count(F.lit(1)).alias("n")).where("n > 1")
+        groups = (
+            staged.where(key.share(large_days(days), rotate=True))
+            .groupBy("ds", *key.columns)
+            .agg(F.count(F.lit(1)).alias("n"))
+            .where("n > 1")
+        )
         for row in groups.groupBy("ds").agg(F.sum(F.col("n") - 1).alias("extra")).collect():
             days[row["ds"] or "null"].bad[key.name] = int(row["extra"])
+
+
+def large_days(days: Mapping[str, DayProfile]) -> list[str]:
+    """Days with so many rows that duplicates and drift are looked for in a share of them."""
+    return sorted(ds for ds, day in days.items() if day.rows > LARGE_DAY)
 
 
 def _count_bins(gate: Gate, staged: DataFrame, days: dict[str, DayProfile]) -> None:
@@ -107,7 +117,7 @@ def _count_bins(gate: Gate, staged: DataFrame, days: dict[str, DayProfile]) -> N
     names = gate.feature_names
     if not names:
         return
-    frame = staged.where(gate.sample)
+    frame = staged.where(gate.keys[0].share(large_days(days), rotate=False))
     coded = [(at * BINS, feature) for at, feature in enumerate(gate.features)]
     parts = ["array(" + ", ".join(f"{base} + {f.bins}" for base, f in coded if not f.many) + ")"]
     parts += [f"coalesce(transform({f.bins}, b -> {base} + b), array())" for base, f in coded if f.many]
@@ -179,7 +189,7 @@ def compare(gate: Gate, today: DayProfile, trailing: Sequence[DayProfile], min_d
         return Comparison(history=len(full), rows=None, label_rate=None, psi=dict.fromkeys(gate.feature_names))
     rates = [p.label_rate for p in full if p.label_rate]
     rate = today.label_rate
-    drift = {name: _drift(name, name in (gate.wide.names if gate.wide else ()), today, full, min_days) for name in gate.feature_names}
+    drift = {name: _drift(gate, name, today, full, min_days) for name in gate.feature_names}
     return Comparison(
         history=len(full),
         rows=today.rows / median(p.rows for p in full),
@@ -188,7 +198,7 @@ def compare(gate: Gate, today: DayProfile, trailing: Sequence[DayProfile], min_d
     )
 
 
-def _drift(name: str, wide: bool, today: DayProfile, full: Sequence[DayProfile], min_days: int) -> float | None:
+def _drift(gate: Gate, name: str, today: DayProfile, full: Sequence[DayProfile], min_days: int) -> float | None:
     now = today.hist.get(name)
     known = [p for p in full if name in p.hist]
     if now is None or len(known) < min_days:
@@ -197,9 +207,16 @@ def _drift(name: str, wide: bool, today: DayProfile, full: Sequence[DayProfile],
     before = days.sum(axis=0)
     if _is_calendar(days, before):
         return None
-    # Rows of one request share most of their crosses, so requests are what counts as observations there.
-    n, m = (today.rows, sum(p.rows for p in known)) if wide else (now.sum(), before.sum())
-    return max(psi(now, before) - psi_noise(now, before, rows=float(n), rows_before=float(m)), 0.0)
+    # Elements of one row share most of their values: rows, not elements, are the independent observations.
+    n, m = _observations(gate, name, [today]), _observations(gate, name, known)
+    return max(psi(now, before) - psi_noise(now, before, rows=n, rows_before=m), 0.0)
+
+
+def _observations(gate: Gate, name: str, days: Sequence[DayProfile]) -> float:
+    """Rows behind the histograms of a feature, sampled or not; a plain feature has one entry for each."""
+    plain = [f.name for f in gate.features if not f.many]
+    counted = name if name in plain or not plain else plain[0]
+    return float(sum(p.hist[counted].sum() for p in days if counted in p.hist))
 
 
 def _is_calendar(days: NDArray[np.float64], before: Histogram) -> bool:

@@ -37,7 +37,7 @@ def bad_rows(gate: Gate, staged: DataFrame, rules: Iterable[str], days: Sequence
     for i, key in enumerate(key for key in gate.keys if key.name in names):
         many = f"_many_{i}"
         frame = frame.withColumn(many, F.count(F.lit(1)).over(Window.partitionBy("ds", *key.columns)))
-        reasons.append(F.when(F.expr(f"{many} > 1 AND {key.where}"), F.lit(key.name)))
+        reasons.append(F.when(F.expr(f"{many} > 1"), F.lit(key.name)))
     marked = frame.withColumn(REASON, F.concat_ws("; ", *reasons)).where(F.col(REASON) != "")
     order = Window.partitionBy("ds").orderBy(REASON, *(c for key in gate.keys[:1] for c in key.columns))
     kept = marked.withColumn("_rank", F.row_number().over(order)).where(F.col("_rank") <= limit)

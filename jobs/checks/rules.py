@@ -6,17 +6,18 @@ conditions that hold for a *bad* row, so that one aggregation counts every rule 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
 from dig_models.features import SECONDS_PER_DAY, SOURCE_EXPOSED, SOURCE_ORGANIC, FeatureSpec, FieldSpec
-from jobs.config import Config
+from jobs.config import Config, SourceField
 
 Severity = Literal["critical", "warning"]
 BINS = 128  # codes of one feature's histogram; the bin expressions below stay under it
 HASH_BINS = 20
+LARGE_DAY, ONE_IN = 50_000, 8  # of a day with more rows, one row in eight is looked at for duplicates and drift
 UNIQUE = "unique within the day"
 TEXT, LONG, INT, DOUBLE = ("string",), ("bigint",), ("int",), ("double",)
 TIME = ("timestamp", "timestamp_ntz")
@@ -46,15 +47,27 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """Columns that, with ``ds``, no two rows share; ``where`` narrows the check to a share of the rows of a big table."""
+    """Columns that, with ``ds``, no two rows share."""
 
     columns: tuple[str, ...]
-    where: str = "true"
 
     @property
     def name(self) -> str:
         """Name of the rule that follows."""
         return f"{', '.join(self.columns)} {UNIQUE}"
+
+    def share(self, large_days: Sequence[str], *, rotate: bool) -> str:
+        """Spark SQL condition on the rows to look at: all, but one in ``ONE_IN`` (by hash of the key) on large days.
+
+        Args:
+            large_days: days with more than ``LARGE_DAY`` rows.
+            rotate: whether each day looks at another share (duplicates) or all days at the same one (drift).
+        """
+        if not large_days:
+            return "true"
+        turn = "unix_date(CAST(ds AS DATE))" if rotate else "0"
+        chosen = f"pmod(xxhash64({', '.join(map(_q, self.columns))}), {ONE_IN}) = pmod({turn}, {ONE_IN})"
+        return f"ds IS NULL OR ds NOT IN ({_list(tuple(large_days))}) OR {chosen}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +107,12 @@ class Gate:
     """Everything that is expected of one table.
 
     Attributes:
-        types: column to accepted Spark types.
+        types: column to accepted Spark types; none means any.
+        keys: what identifies a row; the first one is shown with bad rows and decides which rows of a large day are sampled.
         figures: name to Spark SQL aggregate, kept with each day.
-        sample: condition on rows whose features are profiled (big tables).
-        must_have_rows: whether a day without rows is a failure unless later days have rows.
-        source: table whose rows of a day are what this table's rows are made from.
+        raw: whether the table comes from outside, so that a day without rows may be one without events.
+        must_have_rows: whether the first days, too, must have rows.
+        source: committed table whose rows of a day are what this table's rows are made from.
     """
 
     table: str
@@ -108,7 +122,7 @@ class Gate:
     features: tuple[Feature, ...] = ()
     wide: Wide | None = None
     figures: Mapping[str, str] = field(default_factory=dict)
-    sample: str = "true"
+    raw: bool = False
     must_have_rows: bool = False
     source: str = ""
 
@@ -171,27 +185,49 @@ def _interactions(config: Config) -> Gate:
             Feature(name="quantity", bins=number_bin("quantity")),
             Feature(name="value", bins=number_bin("value")),
         ),
+        raw=True,
         must_have_rows=True,
     )
 
 
 def _requests(config: Config) -> Gate:
     own = ("request_id", "user_id", "ts", "offer_key", "ds")
-    context = dict.fromkeys(f.source_column for f in config.dataset.context_fields if f.source_column not in own)
+    context = {f.source_column: f for f in config.dataset.context_fields if f.source_column not in own}
     return Gate(
         table="requests",
-        types={
-            "request_id": TEXT,
-            "user_id": TEXT,
-            "ts": TIME,
-            "offer_key": TEXT,
-            **{c: TEXT for c in context if c not in own},
-            "ds": TEXT,
-        },
-        rules=(*(_present(c) for c in ("request_id", "user_id")), *_local_time()),
+        types={"request_id": TEXT, "user_id": TEXT, "ts": TIME, "offer_key": TEXT, **_raw_types(context), "ds": TEXT},
+        rules=(*(_present(c) for c in ("request_id", "user_id")), *_local_time(), *_raw_rules(context)),
         keys=(Key(columns=("request_id",)),),
-        features=tuple(Feature(name=c, bins=text_bin(_q(c))) for c in context),
+        features=_raw_features(context),
+        raw=True,
         must_have_rows=True,
+    )
+
+
+def _items(config: Config) -> Gate:
+    dataset = config.dataset
+    fields: dict[str, SourceField | None] = dict.fromkeys((*dataset.item_name, *(k.column for k in dataset.u2i.keys)))
+    fields |= {f.source_column: f for f in dataset.item_fields}
+    fields.pop("item_id", None)
+    return Gate(
+        table="items",
+        types={"item_id": TEXT, **_raw_types(fields), "name": TEXT, "ds": TEXT},
+        rules=(_present("item_id"), *_raw_rules(fields)),
+        keys=(Key(columns=("item_id",)),),
+        features=_raw_features(fields),
+        raw=True,
+    )
+
+
+def _users(config: Config) -> Gate:
+    fields = {f.source_column: f for f in config.dataset.user_fields if f.source_column != "user_id"}
+    return Gate(
+        table="users",
+        types={"user_id": TEXT, **_raw_types(fields), "ds": TEXT},
+        rules=(_present("user_id"), *_raw_rules(fields)),
+        keys=(Key(columns=("user_id",)),),
+        features=_raw_features(fields),
+        raw=True,
     )
 
 
@@ -214,7 +250,7 @@ def _offers(config: Config) -> Gate:
         ),
         keys=(Key(columns=("offer_key", "item_id")),),
         features=tuple(Feature(name=o.source_column, bins=choice_bin(_q(o.source_column), o.values)) for o in columns),
-        source="requests",
+        raw=True,
     )
 
 
@@ -251,8 +287,6 @@ def _u2i_crosses(config: Config) -> Gate:
     spec = config.dataset.spec()
     counts = [f"n_{w}" for w in spec.windows]
     first = f"({DAY_START} - {max(spec.windows) * SECONDS_PER_DAY})"
-    # The biggest table (users x keys x days): keys and drift are looked at on one row in eight, chosen by hash.
-    eighth = "pmod(xxhash64(user_hash, key), 8)"
     return Gate(
         table="u2i_crosses",
         types={
@@ -277,13 +311,12 @@ def _u2i_crosses(config: Config) -> Gate:
                 bad=f"last_ts IS NULL OR last_ts >= {DAY_START} OR last_ts < {first}",
             ),
         ),
-        keys=(Key(columns=("user_id", "key_name", "key"), where=f"{eighth} = pmod(unix_date(CAST(ds AS DATE)), 8)"),),
+        keys=(Key(columns=("user_id", "key_name", "key")),),
         features=(
             Feature(name="key_name", bins=choice_bin("key_name", spec.u2i_keys)),
             *(Feature(name=c, bins=number_bin(c)) for c in counts),
             Feature(name="days_since_last", bins=number_bin(f"(CAST({DAY_START} - last_ts AS DOUBLE) / {SECONDS_PER_DAY})")),
         ),
-        sample=f"{eighth} = 0",
     )
 
 
@@ -375,6 +408,20 @@ def _rows(spec: FeatureSpec) -> tuple[Rule, ...]:
     )
 
 
+def _raw_types(fields: Mapping[str, SourceField | None]) -> dict[str, tuple[str, ...]]:
+    kinds = {"numeric": DOUBLE, "multi": ()}
+    return {column: kinds.get(f.kind, TEXT) if f else TEXT for column, f in fields.items()}
+
+
+def _raw_rules(fields: Mapping[str, SourceField | None]) -> tuple[Rule, ...]:
+    return tuple(_finite(column) for column, f in fields.items() if f and f.kind == "numeric")
+
+
+def _raw_features(fields: Mapping[str, SourceField | None]) -> tuple[Feature, ...]:
+    bins = {"numeric": number_bin, "categorical": text_bin, "text": text_bin}
+    return tuple(Feature(name=c, bins=bins[f.kind](_q(c))) for c, f in fields.items() if f and f.kind in bins)
+
+
 def _present(column: str) -> Rule:
     return Rule(column=column, says="not null or empty", bad=f"{_q(column)} IS NULL OR {_q(column)} = ''")
 
@@ -434,6 +481,8 @@ GATES: dict[str, Callable[[Config], Gate]] = {
     "interactions": _interactions,
     "requests": _requests,
     "offers": _offers,
+    "items": _items,
+    "users": _users,
     "item_features": _item_features,
     "u2i_crosses": _u2i_crosses,
     "examples": _examples,
