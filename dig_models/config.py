@@ -16,7 +16,7 @@ Positive = Annotated[int, Field(gt=0)]
 class Strict(BaseModel):
     """Base of all settings: unknown keys are refused and values cannot change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LossWeights(Strict):

@@ -12,11 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
+from pydantic import Field
 
 from dig_models.config import Positive, Strict
 
@@ -45,7 +46,7 @@ class FieldSpec(Strict):
 
     name: str
     kind: Literal["categorical", "multi", "text", "numeric"] = "categorical"
-    buckets: Positive = 1024
+    buckets: Annotated[int, Field(ge=2)] = 1024  # bucket 0 stands for a missing value
 
     @property
     def column(self) -> str:

@@ -23,9 +23,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @config_app.command("show")
 def config_show(config: ConfigOption = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
     """Every setting in force, with its value and where that came from."""
-    from jobs.config import leaves, load_layers
+    from jobs.config import load_layers
 
-    rows = leaves(*load_layers(settings_file(config), sets or []))
+    force, layers = load_layers(settings_file(config), sets or [])
+    rows = layers.leaves(force)
     if as_json:
         typer.echo(json.dumps({row.key: {"value": row.value, "origin": row.origin} for row in rows}, indent=2))
         return

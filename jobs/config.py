@@ -10,30 +10,35 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from dig_models.config import Fraction, ModelConfig, Positive, RetrieveConfig, Strict, TrainConfig
 from dig_models.features import FeatureSpec, FieldSpec, OfferSpec
 from jobs.dates import Window
+from jobs.layers import ConfigError, Layers, from_environment, from_options, hint, known_keys, read_yaml
 
-RESERVED = frozenset({"DIG_PROGRESS", "DIG_CONFIG"})
+__all__ = ["CONF_DIR", "Config", "ConfigError", "DatasetConfig", "load", "load_layers"]
+
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 
-class ConfigError(ValueError):
-    """The settings cannot be used; the message names file, key and what was expected."""
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"a lower and an upper limit expected, in that order, found {list(pair)}")
+    return pair
+
+
+Limits = Annotated[tuple[float, float], AfterValidator(_ascending)]
 
 
 class PathsConfig(Strict):
     """Where things are kept; everything lies under ``home`` unless said otherwise."""
 
-    home: str = ".dig"
+    home: Annotated[str, Field(min_length=1)] = ".dig"
     lake: str = ""
     index: str = ""
     runs: str = ""
@@ -65,6 +70,15 @@ class WindowConfig(Strict):
     eval_days: Positive = 7
     train_days: Positive = 42
     validation_days: Positive = 3
+
+    @model_validator(mode="after")
+    def _days_left_to_train(self) -> WindowConfig:
+        if self.validation_days >= self.train_days:
+            raise ValueError(
+                f"validation_days {self.validation_days} are the tail of train_days {self.train_days}: fewer of them expected, to leave "
+                "days to train on"
+            )
+        return self
 
 
 class CompleteJourneySource(Strict):
@@ -200,6 +214,20 @@ class DatasetConfig(Strict):
             raise ValueError("u2i.keys needs a key named 'item' (column item_id)")
         return self
 
+    @model_validator(mode="after")
+    def _names_once(self) -> DatasetConfig:
+        lists: dict[str, list[str] | list[int]] = {
+            "item_fields": [f.name for f in self.item_fields],
+            "user_fields and context_fields": [f.name for f in (*self.user_fields, *self.context_fields)],
+            "offers": [o.name for o in self.offers],
+            "u2i.keys": [k.name for k in self.u2i.keys],
+            "u2i.windows": list(self.u2i.windows),
+        }
+        for what, names in lists.items():
+            if twice := sorted({str(name) for name in names if list(names).count(name) > 1}):
+                raise ValueError(f"{what}: each name once expected, found {', '.join(twice)} more than once")
+        return self
+
     @property
     def lookback_days(self) -> int:
         """Days before an example day that its features reach."""
@@ -225,8 +253,8 @@ class ChecksConfig(Strict):
     enabled: bool = True
     trailing_days: Positive = 28
     min_trailing_days: Positive = Field(7, description="drift and volume checks need so many trailing days")
-    row_count_ratio: tuple[float, float] = (0.3, 3.0)
-    label_rate_ratio: tuple[float, float] = (0.4, 2.5)
+    row_count_ratio: Limits = (0.3, 3.0)
+    label_rate_ratio: Limits = (0.4, 2.5)
     max_psi: float = Field(0.5, description="drift of a feature, beyond sampling noise, that stops a commit")
     warn_psi: float = Field(0.25, description="drift of a feature that is only warned of")
     max_null_fraction: Fraction = 0.0
@@ -250,7 +278,7 @@ class GateConfig(Strict):
     max_auc_loss: float = 0.005
     min_recall_over_popularity: float = 1.0
     max_recall_loss: float = Field(0.1, description="relative loss of recall@10 against the champion")
-    calibration: tuple[float, float] = (0.8, 1.25)
+    calibration: Limits = (0.8, 1.25)
     max_collision_rate: float = 0.25
     min_codes_used: float = Field(0.5, description="share of the codes of each level")
     max_churn: float = 0.5
@@ -318,91 +346,24 @@ class Config(Strict):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclass
-class Layers:
-    """Raw settings merged so far and, for each leaf, where it came from."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    origin: dict[str, str] = field(default_factory=dict)
-
-    def merge(self, new: Mapping[str, Any], origin: str, prefix: str = "") -> None:
-        """Lay ``new`` over what is there; mappings merge, everything else replaces."""
-        self._merge(self.values, new, origin, prefix)
-
-    def _merge(self, into: dict[str, Any], new: Mapping[str, Any], origin: str, prefix: str) -> None:
-        for key, value in new.items():
-            path = f"{prefix}{key}"
-            if isinstance(value, Mapping) and isinstance(into.get(key, {}), dict):
-                self._merge(into.setdefault(key, {}), value, origin, f"{path}.")
-            else:
-                into[key] = value
-            self.origin[path] = origin
-
-    def put(self, dotted: str, value: Any, origin: str) -> None:
-        """Set one dotted key."""
-        nested: Any = value
-        for part in reversed(dotted.split(".")):
-            nested = {part: nested}
-        self.merge(nested, origin)
-
-    def origin_of(self, path: str) -> str:
-        """Origin of a dotted key, or of the nearest parent that has one."""
-        while path:
-            if path in self.origin:
-                return self.origin[path]
-            path = path.rpartition(".")[0]
-        return "default"
-
-
-def _read_yaml(path: Path, what: str) -> dict[str, Any]:
-    if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
-        raise ConfigError(f"{path}: {what} not found; files there: {there}")
-    try:
-        loaded = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, found {type(loaded).__name__}")
-    return loaded
-
-
-def _environment(environ: Mapping[str, str]) -> list[tuple[str, Any, str]]:
-    found = []
-    for name in sorted(environ):
-        if name.startswith("DIG_") and name not in RESERVED:
-            key = name.removeprefix("DIG_").lower().replace("__", ".")
-            found.append((key, _parse(environ[name]), f"environment {name}"))
-    return found
-
-
-def _overrides(sets: Sequence[str]) -> list[tuple[str, Any, str]]:
-    found = []
-    for item in sets:
-        key, equals, value = item.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set {item}: expected key=value, for example --set dataset.sample_users=1.0")
-        found.append((key.strip(), _parse(value), f"--set {key.strip()}"))
-    return found
-
-
-def _parse(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-
-
 def _explain(error: ValidationError, layers: Layers) -> str:
     lines = []
     for problem in error.errors():
         # The discriminator of a union ('complete_journey', 'tables') is no key of the file.
         parts = [str(p) for p in problem["loc"] if str(p) not in ("complete_journey", "tables")]
-        key = ".".join(parts)
-        origin = layers.origin_of(key)
-        found = "" if problem["type"] in ("missing", "extra_forbidden") else f", found {problem['input']!r:.80}"
-        said = {"missing": "required, but missing", "extra_forbidden": "unknown key"}.get(problem["type"], problem["msg"])
-        lines.append(f"{origin}: {key}: {said}{found}")
+        key, origin, found = ".".join(parts), "", f", found {problem['input']!r:.80}"
+        if problem["type"] == "missing":
+            said, found = "required, but missing", ""
+        elif problem["type"] == "extra_forbidden":
+            said, found = f"unknown key{hint(parts[-1], known_keys(Config, parts[:-1]))}", ""
+        elif problem["type"] == "union_tag_invalid":
+            key, said = f"{key}.kind", f"one of {problem['ctx']['expected_tags']} expected"
+            found = f", found {problem['ctx']['tag']!r}"
+        elif problem["type"] == "value_error":
+            said, found, origin = str(problem["ctx"]["error"]), "", layers.origins_under(key)
+        else:
+            said = problem["msg"]
+        lines.append(f"{origin or layers.origin_of(key, sections=True)}: {key}: {said}{found}")
     return "\n".join(lines)
 
 
@@ -418,13 +379,13 @@ def load_layers(path: str | Path, sets: Sequence[str] = (), environ: Mapping[str
         ConfigError: missing file, unknown key, wrong type, value out of range.
     """
     path = Path(path)
-    place = _read_yaml(path, "configuration")
-    late = _environment(os.environ if environ is None else environ) + _overrides(sets)
+    place = read_yaml(path, "configuration")
+    late = from_environment(os.environ if environ is None else environ) + from_options(sets)
     chosen = Layers()
     chosen.merge(place, str(path))
     for key, value, origin in late:
-        if "." not in key and key not in Config.model_fields:
-            raise ConfigError(f"{origin}: unknown key {key!r}; sections are {', '.join(Config.model_fields)}")
+        if key.partition(".")[0] not in Config.model_fields:
+            raise ConfigError(f"{origin}: {key}: unknown key{hint(key.partition('.')[0], Config.model_fields)}")
         chosen.put(key, value, origin)
     section = chosen.values.get("dataset")
     name = section.get("name") if isinstance(section, dict) else None
@@ -433,38 +394,15 @@ def load_layers(path: str | Path, sets: Sequence[str] = (), environ: Mapping[str
     beside = path.parent / "datasets" / f"{name}.yaml"
     dataset_file = beside if beside.is_file() else CONF_DIR / "datasets" / f"{name}.yaml"
     layers = Layers()
-    layers.merge({"dataset": _read_yaml(dataset_file, f"data set {name!r}")}, str(dataset_file))
+    layers.merge({"dataset": read_yaml(dataset_file, f"data set {name!r}")}, str(dataset_file))
     layers.merge(place, str(path))
     for key, value, origin in late:
         layers.put(key, value, origin)
     try:
-        return Config.model_validate(layers.values), layers
+        # JSON in strict mode: a list may become a tuple and a text a date, but no text a number and no number a text.
+        return Config.model_validate_json(json.dumps(layers.values, default=str), strict=True), layers
     except ValidationError as error:
         raise ConfigError(_explain(error, layers)) from None
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """One setting in force: dotted key, value as JSON knows it, and where it came from."""
-
-    key: str
-    value: Any
-    origin: str
-
-
-def leaves(config: Config, layers: Layers) -> list[Leaf]:
-    """Every setting in force, in the order of the models; a list is one setting."""
-    found: list[Leaf] = []
-
-    def walk(value: Any, key: str) -> None:
-        if isinstance(value, dict) and value:
-            for name, below in value.items():
-                walk(below, f"{key}.{name}" if key else name)
-        else:
-            found.append(Leaf(key, value, layers.origin_of(key)))
-
-    walk(config.model_dump(mode="json", by_alias=True), "")
-    return found
 
 
 def load(path: str | Path | None = None, sets: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Config:
