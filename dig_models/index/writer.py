@@ -227,11 +227,12 @@ def retain(root: Path, keep: int) -> list[str]:
     if now is not None:
         kept |= {now, g.read_manifest(root, now).previous or now}
     gone = [generation for generation in g.generations(root) if generation not in kept]
+    home = root / g.GENERATIONS
     for generation in gone:
         # Renamed first: a reader that lists generations never meets one that is half removed.
-        doomed = root / g.GENERATIONS / f".removed-{generation}"
-        (root / g.GENERATIONS / generation).rename(doomed)
-        shutil.rmtree(doomed)
+        (home / generation).rename(home / f".removed-{generation}")
+    for leftover in home.glob(".removed-*"):
+        shutil.rmtree(leftover)
     return gone
 
 

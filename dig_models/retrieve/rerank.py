@@ -228,7 +228,8 @@ class Retriever:
 
         def u2t(level: int, request_R: Int64, node_R: Int64) -> Floats:
             mean_GPC = levels[level]
-            return mean_GPC.reshape(-1, mean_GPC.shape[2])[request_R * mean_GPC.shape[1] + node_R]
+            taken_RC: Floats = mean_GPC.reshape(-1, mean_GPC.shape[2])[request_R * mean_GPC.shape[1] + node_R]
+            return taken_RC
 
         return u2t
 

@@ -1,0 +1,64 @@
+"""An index release on synthetic items, and an index that holds one or two generations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import synthetic
+
+from dig_models.features import FeatureSpec
+from dig_models.index.verify import verify
+from dig_models.index.writer import Release, build, locked, switch
+
+USERS = [f"u{i}" for i in range(5)]
+ITEMS = [f"i{i}" for i in range(60)]
+NEXT_ITEMS = [*ITEMS[3:], "new-1", "new-2"]
+
+Publish = Callable[[Path, Release], str]
+
+
+@pytest.fixture(scope="module")
+def release(spec: FeatureSpec, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A model on 60 items, published for the day it was trained for."""
+    items = synthetic.make_items(spec, ITEMS)
+    return Release(
+        day=synthetic.DAY,
+        model_name="dig",
+        model_version="1",
+        bundle=synthetic.make_bundle(spec, items),
+        items=items,
+        user_state=synthetic.user_state(spec, items, USERS),
+        cross_arrays=synthetic.write_crosses(tmp_path_factory.mktemp("lake") / "crosses", spec, items, USERS),
+    )
+
+
+@pytest.fixture(scope="module")
+def next_release(spec: FeatureSpec, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """The next day: three items are gone, two are new, and another model gives other SIDs."""
+    day, items = synthetic.DAY + timedelta(days=1), synthetic.make_items(spec, NEXT_ITEMS)
+    return Release(
+        day=day,
+        model_name="dig",
+        model_version="2",
+        bundle=synthetic.make_bundle(spec, items, seed=9),
+        items=items,
+        user_state=synthetic.user_state(spec, items, USERS, day),
+        cross_arrays=synthetic.write_crosses(tmp_path_factory.mktemp("lake") / "crosses", spec, items, USERS, day),
+    )
+
+
+@pytest.fixture(scope="session")
+def publish() -> Publish:
+    """Build, verify, switch."""
+
+    def publish(root: Path, release: Release) -> str:
+        with locked(root):
+            generation = build(root, release)
+            verify(root, generation)
+            switch(root, generation)
+        return generation
+
+    return publish
