@@ -75,7 +75,8 @@ class Dig(nn.Module):
         self.pool_query = nn.Linear(dim, dim) if config.retrieval_query == "pool" else None
         self.quantizer = ResidualQuantizer(config.levels, config.codes, dim, config.ema_decay, config.dead_code_steps)
         width = spec.cross_width
-        self.norm_user = DomainNorm(2 * dim)
+        self.norm_user = DomainNorm(dim)
+        self.norm_history = DomainNorm(dim)
         self.norm_item = DomainNorm(dim)
         self.norm_sid = DomainNorm(dim)
         self.norm_u2i = DomainNorm(width, DOMAINS)
@@ -252,30 +253,30 @@ class Dig(nn.Module):
         fields_BX = self.user_fields(batch.user_BF + self.user_offset_F)
         return UserSide(self.user_tower(torch.cat([fields_BX, pooled_BD], dim=1)), keys_BHD, values_BHD, mask_BH)
 
-    def _user_rows(self, users: UserSide, request_R: Tensor, query_RTD: Tensor, layout: RowLayout) -> Tensor:
-        """``user + attention`` of each query, before BN_user, ``(R, T, U + D)``."""
-        user_RTU = users.user_BU.index_select(0, request_R).unsqueeze(1).expand(-1, query_RTD.shape[1], -1)
-        return torch.cat([user_RTU, self.attention(query_RTD, users, layout)], dim=2)
+    def _normed_user(self, users: UserSide, request_R: Tensor, read_RTD: Tensor, member_RS: Tensor) -> Tensor:
+        """``BN_user(h_u)`` of each query, ``(R, T, U + D)``: the request's side and what the query read from the history."""
+        rows, each, dim = read_RTD.shape
+        user_RU = self.norm_user(users.user_BU.index_select(0, request_R), member_RS)
+        read_RTD = self.norm_history(read_RTD.reshape(rows * each, dim), member_RS.repeat_interleave(each, 0)).view(rows, each, dim)
+        return torch.cat([user_RU.unsqueeze(1).expand(-1, each, -1), read_RTD], dim=2)
 
-    def _pooled_rows(self, users: UserSide, request_R: Tensor) -> Tensor:
-        """The same with a query that does not look at the target (``retrieval_query: pool``), ``(R, 1, U + D)``."""
+    def _pooled(self, users: UserSide, request_R: Tensor) -> Tensor:
+        """History read by a query that does not look at the target (``retrieval_query: pool``), ``(R, 1, D)``."""
         if self.pool_query is None:
             raise RuntimeError("target-free pooling needs retrieval_query: pool")
         each_B = torch.arange(len(users.user_BU))
         query_B1D = self.pool_query(users.user_BU).unsqueeze(1)
-        pooled_B1X = self._user_rows(users, each_B, query_B1D, RowLayout.of(each_B, len(each_B)))
-        return pooled_B1X.index_select(0, request_R)
+        read_B1D: Tensor = self.attention(query_B1D, users, RowLayout.of(each_B, len(each_B)))
+        return read_B1D.index_select(0, request_R)
 
     def rank_logit(self, users: UserSide, request_R: Tensor, e_RD: Tensor, cross_RC: Tensor, domain_R: Tensor) -> Tensor:
         """True log-odds of a click on items, ``(R,)``; sigmoid is calibrated. ``request_R`` must ascend."""
         member_RS = _member(domain_R)
-        user_RX = self._user_rows(users, request_R, e_RD.unsqueeze(1), RowLayout.of(request_R, len(users.user_BU))).squeeze(1)
-        return self._ranked(user_RX, e_RD, cross_RC, member_RS)
+        read_R1D = self.attention(e_RD.unsqueeze(1), users, RowLayout.of(request_R, len(users.user_BU)))
+        return self._ranked(self._normed_user(users, request_R, read_R1D, member_RS), e_RD, cross_RC, member_RS)
 
-    def _ranked(self, user_RX: Tensor, e_RD: Tensor, cross_RC: Tensor, member_RS: Tensor) -> Tensor:
-        logit_R: Tensor = self.mixer(
-            self.norm_user(user_RX, member_RS), self.norm_item(e_RD, member_RS), self.norm_u2i(cross_RC, member_RS)
-        )
+    def _ranked(self, user_R1X: Tensor, e_RD: Tensor, cross_RC: Tensor, member_RS: Tensor) -> Tensor:
+        logit_R: Tensor = self.mixer(user_R1X.squeeze(1), self.norm_item(e_RD, member_RS), self.norm_u2i(cross_RC, member_RS))
         return logit_R + member_RS @ self.rank_bias
 
     def recall_logit(self, users: UserSide, request_R: Tensor, prefix_RD: Tensor, u2t_RC: Tensor, domain_R: Tensor) -> Tensor:
@@ -283,12 +284,11 @@ class Dig(nn.Module):
         member_RS = _member(domain_R)
         if self.pool_query is None:
             layout = RowLayout.of(request_R, len(users.user_BU))
-            user_RX = self._user_rows(users, request_R, prefix_RD.unsqueeze(1), layout).squeeze(1)
+            read_R1D = self.attention(prefix_RD.unsqueeze(1), users, layout)
         else:
-            user_RX = self._pooled_rows(users, request_R).squeeze(1)
-        logit_R: Tensor = self.mixer(
-            self.norm_user(user_RX, member_RS), self.norm_sid(prefix_RD, member_RS), self.norm_u2t(u2t_RC, member_RS)
-        )
+            read_R1D = self._pooled(users, request_R)
+        user_RX = self._normed_user(users, request_R, read_R1D, member_RS).squeeze(1)
+        logit_R: Tensor = self.mixer(user_RX, self.norm_sid(prefix_RD, member_RS), self.norm_u2t(u2t_RC, member_RS))
         return logit_R + member_RS @ self.recall_bias
 
     def predict_u2t(self, users: UserSide, request_R: Tensor, prefix_RD: Tensor) -> Tensor:
@@ -325,8 +325,9 @@ class Dig(nn.Module):
         if joint:
             parts = self._joint(batch, users, layout, lookup, item_M, at_R, e_MD, e_RD, member_RS)
         else:
-            user_RX = self._user_rows(users, batch.request_R, e_RD.unsqueeze(1), layout).squeeze(1)
-            logit_R = self._ranked(user_RX, e_RD, batch.cross_RC, member_RS)
+            read_R1D = self.attention(e_RD.unsqueeze(1), users, layout)
+            user_R1X = self._normed_user(users, batch.request_R, read_R1D, member_RS)
+            logit_R = self._ranked(user_R1X, e_RD, batch.cross_RC, member_RS)
             rank = losses.click_loss(logit_R, batch.offset_R, batch.label_R, member_RS)
             parts = {"total": rank + self._untouched(), "rank": rank.detach()}
         if self.training:
@@ -357,18 +358,17 @@ class Dig(nn.Module):
 
         query_RTD = torch.cat([e_RD.unsqueeze(1), prefix_RLD], dim=1)
         if self.pool_query is None:
-            user_RTX = self._user_rows(users, batch.request_R, query_RTD, layout)
+            read_RTD = self.attention(query_RTD, users, layout)
         else:
-            ranked_R1X = self._user_rows(users, batch.request_R, query_RTD[:, :1], layout)
-            pooled_R1X = self._pooled_rows(users, batch.request_R)
-            user_RTX = torch.cat([ranked_R1X, pooled_R1X.expand(-1, levels, -1)], dim=1)
+            read_R1D = self.attention(query_RTD[:, :1], users, layout)
+            read_RTD = torch.cat([read_R1D, self._pooled(users, batch.request_R).expand(-1, levels, -1)], dim=1)
         member_ES = member_RS.repeat_interleave(levels, 0)
         sid_RLD = self.norm_sid(prefix_RLD.reshape(rows * levels, dim), member_ES).view(rows, levels, dim)
         u2t_RLC = self.norm_u2t(seen_RLC.reshape(rows * levels, -1), member_ES).view(rows, levels, -1)
         item_RTD = torch.cat([self.norm_item(e_RD, member_RS).unsqueeze(1), sid_RLD], dim=1)
         cross_RTC = torch.cat([self.norm_u2i(batch.cross_RC, member_RS).unsqueeze(1), u2t_RLC], dim=1)
-        user_X = self.norm_user(user_RTX.flatten(0, 1), member_RS.repeat_interleave(levels + 1, 0))
-        logit_TR = self.mixer(user_X, item_RTD.flatten(0, 1), cross_RTC.flatten(0, 1)).view(rows, levels + 1).t()
+        user_RTX = self._normed_user(users, batch.request_R, read_RTD, member_RS)
+        logit_TR = self.mixer(user_RTX.flatten(0, 1), item_RTD.flatten(0, 1), cross_RTC.flatten(0, 1)).view(rows, levels + 1).t()
 
         rank = losses.click_loss(logit_TR[0] + member_RS @ self.rank_bias, batch.offset_R, batch.label_R, member_RS)
         recall_LR = logit_TR[1:] + member_RS @ self.recall_bias
@@ -431,14 +431,16 @@ class Dig(nn.Module):
 
 
 class _SkipMlp(nn.Module):
-    """``W_2 relu(W_1 x) + S x``."""
+    """``W_2 silu(W_1 x) + S x``."""
 
     def __init__(self, width: int, hidden: int, out: int) -> None:
         super().__init__()
-        self.first, self.second, self.skip = nn.Linear(width, hidden), nn.Linear(hidden, out), nn.Linear(width, out, bias=False)
+        self.hidden = hidden
+        self.first, self.second = nn.Linear(width, hidden + out), nn.Linear(hidden, out)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.second(F.relu(self.first(x))) + self.skip(x)
+        both = self.first(x)
+        out: Tensor = self.second(F.silu(both[:, : self.hidden])) + both[:, self.hidden :]
         return out
 
 
@@ -452,7 +454,7 @@ class _U2tHead(nn.Module):
 
     def forward(self, user_BU: Tensor, request_R: Tensor, prefix_RLD: Tensor) -> Tensor:
         user_R1X = self.user(user_BU).index_select(0, request_R).unsqueeze(1)
-        out: Tensor = self.out(F.relu(user_R1X + self.prefix(prefix_RLD)))
+        out: Tensor = self.out(F.silu(user_R1X + self.prefix(prefix_RLD)))
         return out
 
 

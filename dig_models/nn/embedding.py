@@ -33,6 +33,7 @@ class FieldEmbedding(nn.Module):
         starts = np.cumsum([0, *(f.buckets for f in bucketed)])
         self.offset = {f.name: int(at) for f, at in zip(bucketed, starts, strict=False)}
         self.table = nn.Embedding(max(int(starts[-1]), 1), dim)
+        self.bag_widths: list[int] = [0] * len(self.bags)
         nn.init.normal_(self.table.weight, std=dim**-0.5)
 
     @property
@@ -43,7 +44,7 @@ class FieldEmbedding(nn.Module):
     def pack(self, fields: dict[str, NDArray[np.int64]], numbers: dict[str, NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
         """Columns of a table as one index matrix ``(M, J)`` into the embedding table and one matrix of numbers ``(M, Q)``.
 
-        Padding of multi-valued fields is -1.
+        Padding of multi-valued fields is the field's bucket 0, which its mean leaves out.
 
         Raises:
             ValueError: a field is missing, or a bucket lies outside its declared range.
@@ -56,10 +57,7 @@ class FieldEmbedding(nn.Module):
             low, high = int(value.min(initial=0)), int(value.max(initial=0))
             if low < 0 or high >= field.buckets:
                 raise ValueError(f"field {field.name!r}: bucket {low if low < 0 else high} found, the spec declares 0..{field.buckets - 1}")
-            if field.kind == "categorical":
-                columns.append(value[:, None] + self.offset[field.name])
-            else:
-                columns.append(np.where(value > 0, value + self.offset[field.name], -1))
+            columns.append((value[:, None] if field.kind == "categorical" else value) + self.offset[field.name])
         missing = [f.name for f in self.numbers if f.name not in numbers]
         if missing:
             raise ValueError(f"numeric field {missing[0]!r} of the feature spec is missing; found {', '.join(numbers) or 'none'}")
@@ -76,12 +74,9 @@ class FieldEmbedding(nn.Module):
         if singles:
             parts.append(F.embedding(index_MJ[:, :singles], self.table.weight).view(rows, singles * self.dim))
         at = singles
-        for width in self.bag_widths if self.bags else []:
-            bag_MW = index_MJ[:, at : at + width]
-            real_MW = (bag_MW >= 0).to(self.table.weight.dtype)
-            share_MW = real_MW / real_MW.sum(1, keepdim=True).clamp_min(1.0)
-            words_MWD = F.embedding(bag_MW.clamp_min(0), self.table.weight)
-            parts.append((words_MWD * share_MW.unsqueeze(2)).sum(1))
+        for field, width in zip(self.bags, self.bag_widths, strict=True):
+            bag_MW, none = index_MJ[:, at : at + width], self.offset[field.name]
+            parts.append(F.embedding_bag(bag_MW, self.table.weight, mode="mean", padding_idx=none))
             at += width
         if self.numbers and value_MQ is not None:
             parts.append(value_MQ.sign() * value_MQ.abs().log1p())

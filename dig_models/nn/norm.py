@@ -37,25 +37,35 @@ class DomainNorm(nn.Module):
     def forward(self, x_RC: Tensor, member_RS: Tensor) -> Tensor:
         """Normalise rows ``(R, C)``; ``member_RS`` is 1 where the row belongs to the domain (one domain: all ones)."""
         if self.domains == 1:
-            member_RS = torch.ones_like(member_RS[:, :1])
-        mean_SC, var_SC = self._moments(x_RC, member_RS) if self.training else (self.mean_SC, self.var_SC)
-        scale_SC = self.weight * torch.rsqrt(var_SC + self.eps)
-        shift_SC = self.bias - mean_SC * scale_SC
-        if self.domains == 1:
-            return torch.addcmul(shift_SC, x_RC, scale_SC)
-        return torch.addcmul(member_RS @ shift_SC, x_RC, member_RS @ scale_SC)
+            return self._whole(x_RC)
+        with torch.set_grad_enabled(x_RC.requires_grad and torch.is_grad_enabled()):
+            mean_SC, var_SC = self._moments(x_RC, member_RS) if self.training else (self.mean_SC, self.var_SC)
+            scale_SC = torch.rsqrt(var_SC + self.eps)
+            unit_RC = torch.addcmul(member_RS @ (-mean_SC * scale_SC), x_RC, member_RS @ scale_SC)
+        return torch.addcmul(self.bias, unit_RC, self.weight)
+
+    def _whole(self, x_RC: Tensor) -> Tensor:
+        """One domain, the usual batch normalisation."""
+        if not self.training or len(x_RC) < 2:
+            scale_C = self.weight * torch.rsqrt(self.var_SC[0] + self.eps)
+            return torch.addcmul(self.bias - self.mean_SC[0] * scale_C, x_RC, scale_C)
+        out_RC, mean_C, inverse_C = torch.native_batch_norm(x_RC, self.weight, self.bias, None, None, True, 0.0, self.eps)
+        var_C = inverse_C.detach().double().pow(-2) - self.eps
+        self._keep(var_C.new_full((1, 1), len(x_RC)), mean_C.unsqueeze(0), var_C.unsqueeze(0))
+        if out_RC.requires_grad:
+            # The kernel's backward is some ten times slower on a strided gradient, such as a slice of a concatenation's.
+            out_RC.register_hook(torch.Tensor.contiguous)
+        return out_RC
+
+    def _keep(self, count_S1: Tensor, mean_SC: Tensor, var_SC: Tensor) -> None:
+        mean_SC, var_SC = mean_SC.detach().double(), var_SC.detach().double()
+        self.pending = torch.cat([count_S1, mean_SC * count_S1, (var_SC + mean_SC.square()) * count_S1], dim=1)
 
     def _moments(self, x_RC: Tensor, member_RS: Tensor) -> tuple[Tensor, Tensor]:
         count_S1 = member_RS.sum(0).unsqueeze(1)
-        sum_SC = member_RS.t() @ x_RC
-        mean_SC = sum_SC / count_S1.clamp_min(1.0)
-        if self.domains == 1:
-            var_SC = (x_RC - mean_SC).square().mean(0, keepdim=True)
-        else:
-            var_SC = member_RS.t() @ (x_RC - member_RS @ mean_SC).square() / count_S1.clamp_min(1.0)
-        with torch.no_grad():
-            square_SC = (var_SC + mean_SC.square()) * count_S1
-            self.pending = torch.cat([count_S1, sum_SC, square_SC], dim=1).double()
+        mean_SC = member_RS.t() @ x_RC / count_S1.clamp_min(1.0)
+        var_SC = member_RS.t() @ (x_RC - member_RS @ mean_SC).square() / count_S1.clamp_min(1.0)
+        self._keep(count_S1.double(), mean_SC, var_SC)
         enough_S1 = count_S1 >= 2
         return torch.where(enough_S1, mean_SC, self.mean_SC), torch.where(enough_S1, var_SC, self.var_SC)
 
