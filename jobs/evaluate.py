@@ -147,7 +147,14 @@ def _champion(config: Config, day: date, lineage: str, spec: FeatureSpec) -> Cha
     if ref is None:
         log.info("no champion yet: absolute limits only")
         return None
-    bundle = _load(registry.fetch(config, ref))
+    try:
+        bundle = _load(registry.fetch(config, ref))
+    except JobError:
+        raise
+    except RuntimeError as error:  # torch: the weights do not fit the network as it is now
+        reason = f"its weights do not fit this version of the code ({str(error).splitlines()[0]})"
+        log.warning("champion version %s is not compared: %s", ref.version, reason)
+        return Champion(ref=ref, bundle=None, reason=reason)
     if bundle.spec.digest != spec.digest:
         reason = f"its feature spec {bundle.spec.digest[:12]} is not the one in force ({spec.digest[:12]})"
         log.warning("champion version %s is not compared: %s", ref.version, reason)
