@@ -19,7 +19,8 @@ import pandas as pd
 import torch
 from mlflow.models import ModelSignature
 from mlflow.pyfunc import PythonModel, PythonModelContext
-from mlflow.types import Array, ColSpec, DataType, Schema
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import Array
 
 from dig_models.bundle import Bundle, load_bundle
 from dig_models.features import SECONDS_PER_DAY, FeatureSpec, bucket_of, hash_id

@@ -62,6 +62,7 @@ def register(config: Config, day: date) -> tuple[ModelRef, bool]:
 def _log(config: Config, day: date, path: Path, bundle: Bundle, train: dict[str, Any], evaluation: dict[str, Any]) -> str:
     """Log the model into the run that trained it and register it; returns the version."""
     import mlflow
+
     from jobs import pyfunc_model
 
     store = registry.client(config)
