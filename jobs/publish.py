@@ -2,7 +2,8 @@
 
 ``python -m jobs.publish --date D`` computes the SIDs of D's catalogue with the promoted model and packs them with D's user
 state and cross arrays. Publishing the same again changes nothing. A date older than what is current is refused, so that a
-backfill never takes the index back in time; ``--allow-older`` lifts that.
+backfill never takes the index back in time; ``--allow-older`` lifts that. ``--generation ID`` builds nothing: it verifies a
+generation of D that is there and makes it current (rollback).
 """
 
 from __future__ import annotations
@@ -128,6 +129,23 @@ def publish(config: Config, day: date, *, allow_older: bool = False) -> Publishe
     return Published(generation=generation, verified=verified, switched=switched, removed=tuple(removed))
 
 
+def switch_to(config: Config, generation: str) -> Published:
+    """Verify a generation that is there and make it current: rollback, or forward again.
+
+    Raises:
+        JobError: the index is not on a file system.
+        IndexMissing: there is no such generation.
+        IndexCorrupt: it fails its check; what was current stays current.
+    """
+    root = index_root(config)
+    with locked(root):
+        verified = verify(root, generation)
+        switched = g.current(root) != generation
+        if switched:
+            switch(root, generation)
+    return Published(generation=generation, verified=verified, switched=switched, removed=())
+
+
 def report(root: Path, done: Published) -> dict[str, Any]:
     """What ``publish.json`` keeps of a publish."""
     manifest = g.read_manifest(root, done.generation)
@@ -153,11 +171,21 @@ def report(root: Path, done: Published) -> dict[str, Any]:
     }
 
 
+def _asked(config: Config, day: date, options: argparse.Namespace) -> Published:
+    if options.generation is None:
+        return publish(config, day, allow_older=options.allow_older)
+    if g.id_date(options.generation) != day:
+        raise JobError(
+            f"--generation {options.generation} serves {g.id_date(options.generation)}, not --date {day}; give the date it serves"
+        )
+    return switch_to(config, options.generation)
+
+
 def main(invocation: Invocation) -> None:
     """The job."""
     config, day = invocation.config, invocation.date
     try:
-        done = publish(config, day, allow_older=invocation.options.allow_older)
+        done = _asked(config, day, invocation.options)
     except (g.IndexMissing, g.IndexCorrupt) as error:
         raise JobError(str(error)) from error
     log.info("index generation %s is %s", done.generation, "now current" if done.switched else "current already")
@@ -167,6 +195,7 @@ def main(invocation: Invocation) -> None:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--generation", metavar="ID", help="build nothing; verify this generation and make it current")
     parser.add_argument("--allow-older", action="store_true", help="publish although a later day is current")
 
 
