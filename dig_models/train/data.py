@@ -286,8 +286,10 @@ def _no_rows(requests: int, spec: FeatureSpec) -> dict[str, Any]:
 
 
 def _column(table: pa.Table, name: str) -> pa.Array:
-    chunks = table.column(name).combine_chunks()
-    return chunks if isinstance(chunks, pa.Array) else pa.concat_arrays(chunks.chunks or [pa.array([], type=chunks.type)])
+    column = table.column(name)
+    if column.num_chunks == 1:  # combine_chunks would copy it
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
 
 
 def _flat(table: pa.Table, name: str, dtype: type[np.generic]) -> NDArray[Any]:

@@ -167,8 +167,9 @@ class _Run:
             meta = checkpoint.load(found, self.model, self.optimizer, self.world)
             self.record = Record(**meta["record"])
             logger.info("resuming from %s, step %d of %d", found, self.record.step, self.steps)
-        # Which parameters take part depends on the phase. Buffers agree on all ranks by construction.
-        self.ddp = DistributedDataParallel(self.model, find_unused_parameters=True, broadcast_buffers=False)
+        # Buffers agree on all ranks by construction. With more than two ranks a gradient's sum depends on its place in a bucket:
+        # looking for unused parameters keeps DDP from rearranging buckets after its first step, which a resumed run takes again.
+        self.ddp = DistributedDataParallel(self.model, forward_sync_buffers=False, find_unused_parameters=self.world.size > 2)
         begin = 0
         for epoch, length in enumerate(self.lengths):
             if self.record.step < begin + length:
@@ -212,7 +213,7 @@ class _Run:
         losses["total"].backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         if not torch.isfinite(norm):
-            shown = {k: float(v) for k, v in losses.items()}
+            shown = {k: float(v.detach()) for k, v in losses.items()}
             raise TrainingDiverged(f"step {self.record.step}: the gradient is not finite, losses are {shown}; lower train.lr")
         self.optimizer.step()
         if phase == "joint" and self.model.config.loss.recall > 0:
@@ -239,9 +240,7 @@ class _Run:
 
     def _close(self, epoch: int) -> None:
         """End of an epoch: validate, then a checkpoint."""
-        figures = validate(
-            self.model, self.setup.validation, self.world, prefetch=self.config.prefetch, sids=self.record.step > self.warmup
-        )
+        figures = validate(self.model, self.setup.validation, self.world, prefetch=self.config.prefetch, sids=self._has_sids())
         entry = {"step": self.record.step, "epoch": epoch, **figures}
         self.record.epochs.append(entry)
         self._save()
