@@ -37,8 +37,8 @@ def hash_id(value: str) -> int:
 
 
 def bucket_of(value: str | None, buckets: int) -> int:
-    """Bucket of a categorical value in ``1..buckets-1``; 0 for a missing one."""
-    return 0 if value is None else hash_id(value) % (buckets - 1) + 1
+    """Bucket of a categorical value in ``1..buckets-1``; 0 for a missing one (none, or an empty string)."""
+    return 0 if not value else hash_id(value) % (buckets - 1) + 1
 
 
 class FieldSpec(Strict):

@@ -1,0 +1,207 @@
+"""Examples: every request of a day with what was known before it, and the rows (request x item) that ride on it.
+
+Rows are the exposures of the request and its positives that were not exposed (``organic``), restricted to the catalogue of the day
+before. All positives stay; exposed negatives stay by a hash of the row, with the weight 1 / rate. A request without rows is dropped:
+it says nothing about any item.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import date, timedelta
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from dig_models.features import SECONDS_PER_DAY, SOURCE_EXPOSED, SOURCE_ORGANIC
+from jobs.build import Build, window_before
+from jobs.config import ConfigError, DatasetConfig
+from jobs.cross_arrays import offer_code
+from jobs.dates import days_between
+from jobs.entry import Invocation, JobError, run
+from jobs.hashing import hash_id, local_seconds, require_columns
+from jobs.spark import spark_session
+from jobs.user_state import request_side, user_state
+
+MILLION = 1_000_000
+REQUESTS_PER_ROW_GROUP = 128
+
+
+def exposures(requests: DataFrame, offers: DataFrame, interactions: DataFrame, dataset: DatasetConfig) -> DataFrame:
+    """Rows to keep: ``request_id, item_id, ds, label, source`` and ``code_<column>`` of each offer column.
+
+    Args:
+        requests: request_id, offer_key, ds.
+        offers: of the same days; an offer listed twice counts once, with its largest codes.
+        interactions: of the same days.
+        dataset: the sampling of negatives and the offer columns.
+    """
+    rate, codes = dataset.sampling.exposed_negative_rate, [f"code_{o.name}" for o in dataset.offers]
+    require_columns(offers, [o.source_column for o in dataset.offers], "offers")
+    bought = interactions.select("request_id", "item_id", F.lit(1).cast("byte").alias("label"))
+    place = F.pmod(F.xxhash64("request_id", "item_id", F.lit(dataset.sampling.seed)), F.lit(MILLION))
+    kept = F.col("label").isNotNull() | (place < round(rate * MILLION))
+    exposed = (
+        offers.select("offer_key", "item_id", "ds", *(offer_code(o) for o in dataset.offers))
+        .join(requests.select("request_id", "offer_key", "ds"), ["offer_key", "ds"])
+        .join(bought, ["request_id", "item_id"], "left")
+        .where(kept)
+        .select("request_id", "item_id", "ds", F.coalesce("label", F.lit(0).cast("byte")).alias("label"), _byte(SOURCE_EXPOSED), *codes)
+    )
+    organic = interactions.select(
+        "request_id", "item_id", "ds", F.lit(1).cast("byte").alias("label"), _byte(SOURCE_ORGANIC), *(F.lit(0).alias(c) for c in codes)
+    )
+    # A positive that was exposed is in both: the exposed one stays.
+    merged = exposed.unionByName(organic).groupBy("request_id", "item_id", "ds")
+    return merged.agg(F.max("label").alias("label"), F.min("source").alias("source"), *(F.max(c).alias(c) for c in codes))
+
+
+def _byte(value: int) -> Column:
+    return F.lit(value).cast("byte").alias("source")
+
+
+def prefix_of_day(daily: DataFrame, requests: DataFrame) -> DataFrame:
+    """What users did earlier on the day of a request: ``user_hash, ts, key_name, key, n, last_ts``.
+
+    Args:
+        daily: ``u2i_daily`` of the days of the requests.
+        requests: user_hash, ts, ds.
+    """
+    asked = requests.select("user_hash", "ts", "ds").distinct()
+    before = daily.select("user_hash", "ds", F.col("ts").alias("event_ts"), "key_name", "key", "events")
+    joined = before.join(asked, ["user_hash", "ds"]).where(F.col("event_ts") < F.col("ts"))
+    return joined.groupBy("user_hash", "ts", "key_name", "key").agg(F.sum("events").alias("n"), F.max("event_ts").alias("last_ts"))
+
+
+def with_crosses(rows: DataFrame, crosses: DataFrame, prefix: DataFrame, dataset: DatasetConfig) -> DataFrame:
+    """Rows with the column ``cross``, in ``spec.raw_cross_names`` order.
+
+    Args:
+        rows: user_hash, ts, ds, ``k_<key>``, ``pop_<w>``, ``code_<column>``; partitioned by user_hash.
+        crosses: ``u2i_crosses`` of the same days.
+        prefix: see ``prefix_of_day``.
+        dataset: keys, windows and offer columns.
+    """
+    windows, values = dataset.u2i.windows, []
+    out, crosses, prefix = rows, crosses.repartition("user_hash"), prefix.repartition("user_hash")
+    for i, key in enumerate(dataset.u2i.keys):
+        closed = crosses.where(F.col("key_name") == key.name).select(
+            "user_hash",
+            "ds",
+            F.col("key").alias(f"k_{key.name}"),
+            *(F.col(f"n_{w}").alias(f"closed_{i}_{w}") for w in windows),
+            F.col("last_ts").alias(f"closed_{i}_last"),
+        )
+        today = prefix.where(F.col("key_name") == key.name).select(
+            "user_hash",
+            "ts",
+            F.col("key").alias(f"k_{key.name}"),
+            F.col("n").alias(f"today_{i}"),
+            F.col("last_ts").alias(f"today_{i}_last"),
+        )
+        out = out.join(closed.hint("shuffle_hash"), ["user_hash", "ds", f"k_{key.name}"], "left")
+        out = out.join(today.hint("shuffle_hash"), ["user_hash", "ts", f"k_{key.name}"], "left")
+        now = F.coalesce(F.col(f"today_{i}"), F.lit(0.0))
+        values += [F.coalesce(F.col(f"closed_{i}_{w}"), F.lit(0.0)) + now for w in windows]
+        last = F.coalesce(F.col(f"today_{i}_last"), F.col(f"closed_{i}_last"))
+        values.append(F.coalesce((F.col("ts") - last) / SECONDS_PER_DAY, F.lit(-1.0)))
+    values += [F.col(f"pop_{w}") for w in windows] + [F.col(f"code_{o.name}") for o in dataset.offers]
+    return out.select(*rows.columns, F.array(*(v.cast("float") for v in values)).alias("cross"))
+
+
+def row_lists(rows: DataFrame, rate: float) -> DataFrame:
+    """Rows gathered into lists: one row per request, ``user_hash, request_id, item, label, source, weight, cross``.
+
+    In each request rows are ordered by (source, item hash).
+    """
+    one = F.struct("source", "item_hash", "label", "cross")
+    lists = rows.groupBy("user_hash", "request_id").agg(F.sort_array(F.collect_list(one)).alias("rows"))
+    weight = F.transform(
+        "rows", lambda r: F.when((r["source"] == SOURCE_EXPOSED) & (r["label"] == 0), F.lit(1.0 / rate)).otherwise(1.0).cast("float")
+    )
+    return lists.select(
+        "user_hash",
+        "request_id",
+        F.col("rows.item_hash").alias("item"),
+        F.col("rows.label").alias("label"),
+        F.col("rows.source").alias("source"),
+        weight.alias("weight"),
+        F.flatten("rows.cross").alias("cross"),
+    )
+
+
+def catalogue_of_day_before(build: Build, days: Sequence[date]) -> DataFrame:
+    """``item_features`` of the day before each day, with ``ds`` moved to the day itself.
+
+    Raises:
+        JobError: a catalogue is missing; the message says how to build it.
+    """
+    before = [day - timedelta(days=1) for day in days]
+    missing = [day for day in before if build.lake.marker("item_features", day) is None]
+    if missing:
+        raise JobError(
+            f"examples of {missing[0] + timedelta(days=1)} show the items of item_features/ds={missing[0]}, which is not there "
+            f"({len(missing)} days are missing); run python -m jobs.item_features --from {missing[0]} --to {missing[-1]} first"
+        )
+    features, dataset = build.lake.read(build.spark, "item_features", before), build.config.dataset
+    moved = F.date_add(F.to_date("ds"), 1).cast("string").alias("ds")
+    keys, pops = [f"k_{k.name}" for k in dataset.u2i.keys], [f"pop_{w}" for w in dataset.u2i.windows]
+    return features.select("item_id", "item_hash", *keys, *pops, moved)
+
+
+def examples(build: Build, days: Sequence[date]) -> DataFrame:
+    """``examples`` of the days."""
+    spark, lake, dataset = build.spark, build.lake, build.config.dataset
+    requests = (
+        lake.read(spark, "requests", days).withColumn("ts", local_seconds(F.col("ts"))).withColumn("user_hash", hash_id(F.col("user_id")))
+    )
+    reached = days_between(window_before(days[0], dataset.history.days + 1, dataset.first_date)[0], days[-1])
+    daily = lake.read(spark, "u2i_daily", reached)
+    of_days = F.col("ds").isin(*(d.isoformat() for d in days))
+    kept = exposures(requests, lake.read(spark, "offers", days), lake.read(spark, "interactions", days), dataset)
+    rows = (
+        kept.join(catalogue_of_day_before(build, days), ["ds", "item_id"])
+        .join(requests.select("request_id", "user_hash", "ts"), "request_id")
+        .repartition("user_hash")
+    )
+    crossed = with_crosses(rows, lake.read(spark, "u2i_crosses", days), prefix_of_day(daily.where(of_days), requests), dataset)
+    sides = request_side(requests, lake.read(spark, "users", days), daily, dataset)
+    lists = row_lists(crossed, dataset.sampling.exposed_negative_rate)
+    return sides.join(lists, ["user_hash", "request_id"]).select(
+        *(c for c in sides.columns if c != "ds"), "item", "label", "source", "weight", "cross", "ds"
+    )
+
+
+def main(call: Invocation) -> None:
+    """Build ``examples`` of the days asked for, and ``user_state`` of the last one."""
+    dataset, options = call.config.dataset, call.options
+    if call.days[0] <= dataset.first_date:
+        raise ConfigError(
+            f"examples of {call.days[0]}: data start on {dataset.first_date}, and examples need the catalogue of the day before; "
+            f"the earliest day possible is {dataset.first_date + timedelta(days=1)}"
+        )
+    with spark_session(call.config, "examples") as spark:
+        build = Build(call.config, spark, "examples", ["jobs.examples", "jobs.user_state"], steps=2, missing=options.missing)
+
+        def of_day(day: date) -> dict[str, list[date]]:
+            own = {table: [day] for table in ("requests", "offers", "interactions", "users", "u2i_crosses")}
+            history = window_before(day, dataset.history.days + 1, dataset.first_date)
+            return {**own, "item_features": [day - timedelta(days=1)], "u2i_daily": history}
+
+        def of_state(day: date) -> dict[str, list[date]]:
+            history = window_before(day, dataset.history.days, dataset.first_date)
+            return {"u2i_daily": history, "requests": history, "users": [day]}
+
+        days = build.to_do("examples", call.days, of_day)
+        # Spark hands settings of the session to the Parquet writer; several row groups a day let ranks share it and mix it.
+        spark.conf.set("parquet.block.row.count.limit", str(REQUESTS_PER_ROW_GROUP))
+        spark.conf.set("spark.sql.requireAllClusterKeysForCoPartition", "false")
+        build.publish("examples", days, lambda: examples(build, days), of_day, sort=[F.xxhash64("request_id")], gate=True)
+        spark.conf.unset("parquet.block.row.count.limit")
+        last = build.to_do("user_state", [call.date], of_state)
+        build.publish("user_state", last, lambda: user_state(build, call.date), of_state, sort=["user_hash"])
+
+
+if __name__ == "__main__":
+    sys.exit(run("examples", main, ranges=True))

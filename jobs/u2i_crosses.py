@@ -1,0 +1,140 @@
+"""User-to-item crosses: events of each user with each key (item, type, category …) by time, and their windows as of a day's start.
+
+``u2i_daily`` keeps what happened, ``u2i_crosses`` sums its closed days for the users that have a request on the day, and the cross
+arrays answer for pairs that nobody saw.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from argparse import ArgumentParser, BooleanOptionalAction
+from collections.abc import Sequence
+from datetime import date, timedelta
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from jobs import cross_arrays
+from jobs.build import Build, event_days, events_option, window_before
+from jobs.config import ConfigError, DatasetConfig
+from jobs.dates import days_between
+from jobs.entry import Invocation, run
+from jobs.hashing import day_number, hash_id, key_hash, local_seconds, require_columns
+from jobs.spark import spark_session
+
+log = logging.getLogger(__name__)
+ITEM_COLUMN = "item_id"
+
+
+def u2i_daily(interactions: DataFrame, items: DataFrame, dataset: DatasetConfig) -> DataFrame:
+    """``u2i_daily``: events of each user, key and second; keys come from the item as its snapshot has it.
+
+    An event counts for no key whose value is missing.
+
+    Args:
+        interactions: with the column ``items_ds``, the snapshot that stands for the day.
+        items: the snapshots.
+        dataset: the keys.
+
+    Raises:
+        JobError: a key's column is not in ``items``.
+    """
+    keys = dataset.u2i.keys
+    columns = sorted({k.column for k in keys} - {ITEM_COLUMN})
+    require_columns(items, columns, "items")
+    events = interactions.select("user_id", ITEM_COLUMN, local_seconds(F.col("ts")).alias("ts"), "quantity", "value", "ds", "items_ds")
+    if columns:
+        known = items.select(ITEM_COLUMN, F.col("ds").alias("items_ds"), *(F.col(f"`{c}`") for c in columns))
+        asked = known.join(events.select(ITEM_COLUMN, "items_ds").distinct(), [ITEM_COLUMN, "items_ds"], "left_semi")
+        events = events.join(asked, [ITEM_COLUMN, "items_ds"], "left")
+    pairs = F.array(*(F.struct(F.lit(k.name).alias("key_name"), key_hash(F.col(f"`{k.column}`")).alias("key")) for k in keys))
+    exploded = events.select("user_id", "ts", "quantity", "value", "ds", F.inline(pairs)).where(F.col("key") != 0)
+    summed = exploded.groupBy("user_id", "key_name", "key", "ts", "ds").agg(
+        F.count(F.lit(1)).cast("double").alias("events"),
+        F.round(F.sum("quantity"), 6).alias("quantity"),
+        F.round(F.sum("value"), 6).alias("value"),
+    )
+    return summed.select(
+        "user_id", hash_id(F.col("user_id")).alias("user_hash"), "key_name", "key", "ts", "events", "quantity", "value", "ds"
+    )
+
+
+def u2i_crosses(daily: DataFrame, requests: DataFrame, windows: Sequence[int]) -> DataFrame:
+    """``u2i_crosses`` of the days of ``requests``: sums over closed days, for users with a request on the day.
+
+    Args:
+        daily: ``u2i_daily`` of all days that the longest window reaches.
+        requests: which users are asked for on which day.
+        windows: in days; the one of ``w`` days covers the ``w`` days before the day.
+    """
+    asked = requests.select("user_id", F.col("ds").alias("for_ds"), day_number(F.col("ds")).alias("for_day")).distinct()
+    events = daily.select("user_id", "user_hash", "key_name", "key", "ts", "events", day_number(F.col("ds")).alias("day"))
+    reach = (F.col("day") < F.col("for_day")) & (F.col("day") >= F.col("for_day") - max(windows))
+    joined = events.repartition("user_id").join(asked, "user_id").where(reach)
+    sums = [F.sum(F.when(F.col("day") >= F.col("for_day") - w, F.col("events")).otherwise(0.0)).alias(f"n_{w}") for w in windows]
+    grouped = joined.groupBy("user_id", "user_hash", "key_name", "key", "for_ds").agg(*sums, F.max("ts").alias("last_ts"))
+    return grouped.select("user_id", "user_hash", "key_name", "key", *(f"n_{w}" for w in windows), "last_ts", F.col("for_ds").alias("ds"))
+
+
+def main(call: Invocation) -> None:
+    """Build ``u2i_daily`` and ``u2i_crosses`` of the days asked for, and the cross arrays of the last one."""
+    dataset, options = call.config.dataset, call.options
+    windows = dataset.u2i.windows
+    with spark_session(call.config, "u2i_crosses") as spark:
+        build = Build(call.config, spark, "u2i_crosses", ["jobs.u2i_crosses"], steps=3, missing=options.missing)
+        lake = build.lake
+
+        def closed(day: date) -> list[date]:
+            return window_before(day - timedelta(days=1), max(windows), dataset.first_date)
+
+        def of_events(day: date) -> dict[str, list[date]]:
+            return {"interactions": [day], "items": [build.snapshots("items", [day])[day]]}
+
+        def of_crosses(day: date) -> dict[str, list[date]]:
+            return {"u2i_daily": closed(day), "requests": [day]}
+
+        def daily(days: list[date]) -> DataFrame:
+            interactions = build.with_snapshot(lake.read(spark, "interactions", days), "items", days)
+            return u2i_daily(interactions, build.read_snapshots("items", days), dataset)
+
+        def crosses(days: list[date]) -> DataFrame:
+            # The first day of the data has no closed day before it; its own events are there and reach nothing.
+            reached = days_between(min(closed(days[0])[:1] or days[:1]), max(days[-1] - timedelta(days=1), days[0]))
+            return u2i_crosses(lake.read(spark, "u2i_daily", reached), lake.read(spark, "requests", days), windows)
+
+        events = build.to_do("u2i_daily", event_days(options.events_from, call.days), of_events)
+        build.publish(
+            "u2i_daily",
+            events,
+            lambda: daily(events),
+            of_events,
+            sort=["key_name", "user_hash", "key", "ts"],
+        )
+        days = build.to_do("u2i_crosses", call.days, of_crosses)
+        build.publish("u2i_crosses", days, lambda: crosses(days), of_crosses, sort=["key_name", "user_hash", "key"], gate=True)
+        started = time.perf_counter()
+        made = _arrays(build, call) if options.arrays else 0
+        build.step("cross_arrays", made, time.perf_counter() - started)
+
+
+def _arrays(build: Build, call: Invocation) -> int:
+    try:
+        window = call.config.run_window(call.date)
+    except ConfigError as error:
+        log.warning("no cross arrays for %s, a run for that day is not possible: %s", call.date, error)
+        return 0
+    return cross_arrays.export(build, window)
+
+
+def options(parser: ArgumentParser) -> None:
+    """Options of the job."""
+    events_option(parser)
+    parser.add_argument(
+        "--arrays", action=BooleanOptionalAction, default=True, help="export the cross arrays of the last day (default), or leave them out"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run("u2i_crosses", main, ranges=True, options=options))
