@@ -56,6 +56,7 @@ def set_environment(config: Config, day: date, place: Path, sets: Sequence[str])
         "DIG_CONFIG": str(place.resolve()),
     }
     os.environ.setdefault("DIG_PROGRESS", str(run_dir(config, day) / "progress.jsonl"))
+    Path(os.environ["DIG_PROGRESS"]).write_text("")
     spark = {"conn_type": "spark", "host": config.spark.master}
     os.environ.setdefault(f"AIRFLOW_CONN_{config.spark.connection_id.upper()}", json.dumps(spark))
     for item in sets:
