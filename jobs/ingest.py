@@ -29,8 +29,8 @@ SOURCES = ("jobs.ingest", "jobs.sources")
 SORT = {
     "interactions": ("request_id", "item_id"),
     "requests": ("request_id",),
-    "offers": (),  # the largest table; nothing reads it in order
-    "items": ("item_id",),
+    "offers": (),  # the largest tables; nothing reads them in order
+    "items": (),
     "users": ("user_id",),
 }
 
@@ -87,7 +87,7 @@ def ingest(spark: SparkSession, config: Config, source: Source, lake: Lake, want
         staged: dict[str, Staging] = {}
         for table, days in wanted.items():
             staged[table] = stack.enter_context(lake.stage(table, run_id))
-            staged[table].write(source.frame(table, spark, days), days, sort=SORT[table])
+            staged[table].write(source.frame(table, spark, days), days, sort=SORT[table], clustered=table in source.clustered)
             done += 1
             emit(NAME, done, steps, table=table, days=len(days))
         for table, days in wanted.items():

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import date
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,7 +26,7 @@ from jobs.entry import JobError
 from jobs.files import exclusive, replace_text
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import Column, DataFrame, SparkSession
 
 MARKER = "_MARKER.json"
 STAGING = "_staging"
@@ -316,7 +317,9 @@ class Staging(_Stage):
     Use: ``with lake.stage(table, run_id) as stage: stage.write(df, days); check(stage.frame(spark, days)); stage.commit(…)``.
     """
 
-    def write(self, df: DataFrame, days: Sequence[date], *, sort: Sequence[str] = (), files_per_day: int = 1) -> None:
+    def write(
+        self, df: DataFrame, days: Sequence[date], *, sort: Sequence[str] = (), files_per_day: int = 1, clustered: bool = False
+    ) -> None:
         """Write all days in one Spark job, ``files_per_day`` files each; days without rows get one empty file.
 
         Args:
@@ -324,6 +327,7 @@ class Staging(_Stage):
             days: the days to stage.
             sort: columns that rows of a day are sorted by.
             files_per_day: pieces of a day, by hash of the ``sort`` columns.
+            clustered: rows of a day are in one partition of ``df`` already, so that no shuffle is needed.
 
         Raises:
             JobError: rows belong to days that were not asked for.
@@ -339,7 +343,8 @@ class Staging(_Stage):
         day = F.coalesce(F.datediff(F.expr("try_cast(ds AS date)"), F.lit(days[0])), F.lit(0))
         piece = F.pmod(F.xxhash64(*(sort or df.columns)), F.lit(files_per_day)).cast("int")
         place = F.pmod(day * files_per_day + piece, F.lit(parts))
-        out = df.withColumn(HELPER, F.col("ds")).repartitionById(parts, place).sortWithinPartitions(HELPER, *sort)
+        out = df.withColumn(HELPER, F.col("ds"))
+        out = (out if clustered else out.repartitionById(parts, place)).sortWithinPartitions(HELPER, *sort)
         out.write.mode("overwrite").partitionBy(HELPER).parquet(str(self.path))
         stray = {p.name.removeprefix(f"{HELPER}=") for p in self.path.glob(f"{HELPER}=*")} - set(wanted)
         if stray:
@@ -427,12 +432,19 @@ def contents(df: DataFrame) -> dict[str, tuple[int, str]]:
     """
     from pyspark.sql import functions as F
 
-    nulls = [F.concat_ws("", *(F.isnull(F.col(f"`{c}`")).cast("tinyint") for c in df.columns))]
-    hashed = df.select("ds", F.xxhash64(*(F.col(f"`{c}`") for c in df.columns), *nulls).alias("h"))
+    hashed = df.select("ds", F.xxhash64(*(F.col(f"`{c}`") for c in df.columns), *_null_masks(df)).alias("h"))
     # Two sums of 32-bit halves cannot overflow a bigint below 2^31 rows a day.
     low, high = F.sum(F.col("h").bitwiseAND(0xFFFFFFFF)), F.sum(F.shiftrightunsigned("h", 32))
     rows = hashed.groupBy("ds").agg(F.count(F.lit(1)).alias("n"), low.alias("low"), high.alias("high")).collect()
     return {row["ds"]: (int(row["n"]), f"{(int(row['low']) + (int(row['high']) << 32)) % (1 << 64):016x}") for row in rows}
+
+
+def _null_masks(df: DataFrame) -> list[Column]:
+    """Which columns of a row are null, as the bits of one or more numbers."""
+    from pyspark.sql import functions as F
+
+    flags = [F.when(F.isnull(F.col(f"`{name}`")), F.lit(1 << i % 30)).otherwise(F.lit(0)) for i, name in enumerate(df.columns)]
+    return [reduce(lambda left, right: left.bitwiseOR(right), flags[i : i + 30]) for i in range(0, len(flags), 30)]
 
 
 def folder_digest(folder: Path) -> str:

@@ -39,7 +39,12 @@ class Source(ABC):
 
     Args:
         dataset: the data set's settings.
+
+    Attributes:
+        clustered: tables whose frames hold every day in one Spark partition.
     """
+
+    clustered: frozenset[str] = frozenset()
 
     def __init__(self, dataset: DatasetConfig) -> None:
         self.dataset = dataset

@@ -72,6 +72,8 @@ RAW_OF = {
 class CompleteJourney(Source):
     """The five lake tables from the package's Parquet files."""
 
+    clustered = frozenset({"offers"})
+
     def __init__(self, dataset: DatasetConfig) -> None:
         super().__init__(dataset)
         if not isinstance(dataset.source, CompleteJourneySource):
@@ -198,9 +200,12 @@ class CompleteJourney(Source):
         weeks = sorted({(day - FIRST_MONDAY).days // 7 + 1 for day in days})
         wanted = self._raw(spark, "promotions").where(F.col("week").isin(*weeks))
         wanted = wanted.join(self._dropped(spark), "product_id", "left_anti")
-        # One integer for the pair of codes keeps the aggregation in hash tables.
-        pair = _code("display_location") * 256 + _code("mailer_location")
-        one = wanted.groupBy("product_id", "store_id", "week").agg(F.max(pair).alias("pair"))
+        # One integer for the pair of codes keeps the aggregation in hash tables; whole weeks stay together, hence whole days.
+        pair, parts = _code("display_location") * 256 + _code("mailer_location"), min(len(weeks), self._partitions(spark))
+        wanted = wanted.select("product_id", "store_id", "week", pair.alias("pair"), (F.col("week") % parts).cast("int").alias("part"))
+        one = (
+            wanted.repartitionById(parts, F.col("part")).groupBy("part", "product_id", "store_id", "week").agg(F.max("pair").alias("pair"))
+        )
         one = one.where(F.col("pair") != ord(NONE) * 257)
         return one.join(F.broadcast(visits), ["store_id", "week"]).select(
             F.concat(F.col("store_id"), F.lit("|"), F.col("week")).alias("offer_key"),
@@ -209,6 +214,10 @@ class CompleteJourney(Source):
             _letter(F.col("pair") % 256).alias("mailer_location"),
             "ds",
         )
+
+    @staticmethod
+    def _partitions(spark: SparkSession) -> int:
+        return int(spark.conf.get("spark.sql.shuffle.partitions") or 1)
 
     def items(self, spark: SparkSession, days: Sequence[date]) -> DataFrame:
         """See ``Source.items``; the package knows one state of its products, which stands for every day."""
