@@ -159,7 +159,8 @@ class _Teller:
         self.tracker = tracker
 
     def __call__(self, told: Told) -> None:
-        shown = {k: round(told.fresh[k], 4) for k in ("total", "rank_exposed_auc", "recall_exposed_auc") if k in told.fresh}
+        names = {"loss": "total", "auc": "rank_exposed_auc", "auc_recall": "recall_exposed_auc"}
+        shown = {name: round(told.fresh[key], 4) for name, key in names.items() if key in told.fresh}
         emit(STAGE, told.step, told.steps, examples_per_s=round(told.examples_per_s, 1), eta_s=round(told.eta_s, 1), **shown)
         if self.tracker:
             self.tracker.log(told.fresh)

@@ -74,7 +74,7 @@ def test_a_killed_rank_costs_nothing_but_time(tiny: Tiny, ranks: int, whole: str
     name = f"killed{ranks}"
     steps = json.loads((tiny.home / f"{whole}-0.json").read_text())["step"]
     pid_file = tiny.home / f"{name}.pid"
-    pausing = torchrun(tiny.home, ranks, "--checkpoints", f"{name}-steps", "--out", name, "--pause-at", str(steps * 2 // 3))
+    pausing = torchrun(tiny.home, ranks, "--checkpoints", f"{name}-steps", "--out", name, "--pause-at", str(steps * 3 // 4))
     try:
         until = time.monotonic() + 120
         while not (pid_file.is_file() and pid_file.read_text()):

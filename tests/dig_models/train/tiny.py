@@ -30,7 +30,7 @@ from dig_models.train.stream import ExampleStream, row_groups
 USERS = [f"u{i}" for i in range(12)]
 KEEP_RATE = 0.25
 SHAPE = {"dim": 8, "levels": 2, "codes": 6, "encoder_hidden": 8, "heads": 2, "cross_rank": 4, "experts": 2, "expert_hidden": 8}
-SETTINGS = {"epochs": 2, "requests_per_batch": 4, "random_negatives": 5, "shuffle_row_groups": 2, "checkpoint_steps": 7, "lr": 0.01}
+SETTINGS = {"epochs": 2, "requests_per_batch": 4, "random_negatives": 5, "shuffle_row_groups": 2, "checkpoint_steps": 4, "lr": 0.01}
 
 
 def make_spec() -> FeatureSpec:

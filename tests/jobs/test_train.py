@@ -1,0 +1,199 @@
+"""``python -m jobs.train``: what it reads, what it leaves, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import train_world as tw
+
+from dig_models.bundle import load_bundle
+from jobs import runs
+from jobs.config import Config
+from jobs.entry import JobError
+from jobs.lake import Lake, MissingPartition
+from jobs.train_inputs import train_inputs
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("lake")
+    tw.build(home)
+    return home
+
+
+@pytest.fixture
+def config(built: Path, tmp_path: Path) -> Config:
+    """A copy of the lake, to damage at will."""
+    shutil.copytree(built / "lake", tmp_path / "lake")
+    return tw.settings(tmp_path)
+
+
+def day_files(config: Config, table: str, back: int) -> list[Path]:
+    return sorted(Lake(config.paths.at("lake")).folder(table, tw.before(back)).glob("*.parquet"))
+
+
+def test_the_inputs_are_the_training_window_without_the_evaluation_days(config: Config) -> None:
+    found = train_inputs(config, tw.DAY)
+    assert sorted(found.inputs["examples"]) == [tw.before(n).isoformat() for n in range(9, 1, -1)]
+    assert (len(found.fit), len(found.validation)) == (6, 2)
+    assert found.inputs["item_features"].keys() == {tw.before(2).isoformat()}
+    assert found.inputs["cross_arrays"].keys() == {tw.DAY.isoformat()}
+
+
+def test_the_lineage_follows_data_settings_ranks_and_ancestor_and_nothing_else(config: Config) -> None:
+    found = train_inputs(config, tw.DAY)
+    lineage = found.lineage(ranks=1, ancestor="")
+    assert train_inputs(config, tw.DAY).lineage(ranks=1, ancestor="") == lineage
+    assert train_inputs(tw.settings(Path(config.paths.home), "spark.driver_memory=1g"), tw.DAY).lineage(ranks=1, ancestor="") == lineage
+    others = [
+        found.lineage(ranks=2, ancestor=""),
+        found.lineage(ranks=1, ancestor="x"),
+        train_inputs(tw.settings(Path(config.paths.home), "train.lr=0.1"), tw.DAY).lineage(ranks=1, ancestor=""),
+    ]
+    assert len({lineage, *others}) == 4
+
+
+@pytest.mark.parametrize("table", ["examples", "item_features", "cross_arrays"])
+def test_a_missing_partition_is_named_with_what_builds_it(config: Config, table: str) -> None:
+    back = {"examples": 5, "item_features": 2, "cross_arrays": 0}[table]
+    shutil.rmtree(Lake(config.paths.at("lake")).day_dir(table, tw.before(back)))
+    with pytest.raises(MissingPartition, match=f"table {table}: 1 of .*{tw.before(back)}"):
+        train_inputs(config, tw.DAY)
+
+
+def test_partitions_of_other_data_set_settings_are_refused(config: Config) -> None:
+    other = tw.settings(Path(config.paths.home), "dataset.history.length=7")
+    with pytest.raises(JobError, match=r"table examples: 8 of 8 days.*other data-set settings.*jobs.examples"):
+        train_inputs(other, tw.DAY)
+
+
+def rewrite(config: Config, change: object) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for back in range(2, 10):
+        for file in day_files(config, "examples", back):
+            table = pq.read_table(file, partitioning=None)
+            labels = change(table.column("label").to_pylist(), back)  # type: ignore[operator]
+            at = table.column_names.index("label")
+            pq.write_table(table.set_column(at, "label", pa.array(labels, pa.list_(pa.int8()))), file)
+
+
+def test_a_window_without_positives_is_refused(config: Config) -> None:
+    rewrite(config, lambda labels, back: [[0] * len(v) for v in labels])
+    with pytest.raises(JobError, match="hold no positive"):
+        train_inputs(config, tw.DAY)
+
+
+def test_one_day_without_positives_is_no_hindrance(config: Config) -> None:
+    rewrite(config, lambda labels, back: [[0] * len(v) for v in labels] if back == 7 else labels)
+    assert len(train_inputs(config, tw.DAY).fit) == 6
+
+
+def test_a_truncated_file_is_named(config: Config) -> None:
+    file = day_files(config, "examples", 9)[0]
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(JobError, match=file.name):
+        train_inputs(config, tw.DAY)
+
+
+def trained(config: Config, *sets: str, day: object = tw.DAY) -> int:
+    from jobs import train
+    from jobs.entry import run
+
+    small = [f"paths.home={config.paths.home}", *(f"model.{k}={v}" for k, v in tw.ew.SMALL.items()), *tw.SETS, *sets]
+    argv = ["--date", str(day), *(part for one in small for part in ("--set", one))]
+    return run("train", train.main, argv)
+
+
+@pytest.mark.slow
+def test_a_training_leaves_bundle_record_and_mlflow_run_and_is_done_only_once(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    from jobs import registry
+
+    assert trained(config) == 0
+    home = Path(config.paths.at("checkpoints")) / tw.DAY.isoformat()
+    report = runs.read(config, tw.DAY, "train")
+    bundle = load_bundle(home / "bundle", config.dataset.spec())
+    assert bundle.info["lineage"] == report["lineage"] == train_inputs(config, tw.DAY).lineage(ranks=1, ancestor="")
+    assert (bundle.codes_NL[1:] >= 0).all() and len(bundle.items) == tw.ew.ITEMS + 1
+    assert report["examples"] > 0 and report["steps"] > 0 and 0 <= report["wait_share"] < 1 and report["peak_rss_bytes"] > 1e8
+    assert report["curves"]["steps"][-1]["step"] == report["curves"]["epochs"][-1]["step"] == report["steps"]
+    assert report["validation"]["rank_exposed_auc"] > 0.5 and report["ancestor"] is None
+    assert sorted(p.name for p in home.iterdir()) == ["bundle", "train.json"]
+    client = registry.client(config)
+    run = client.get_run(report["mlflow_run_id"])
+    assert run.info.status == "FINISHED" and run.data.tags["dig.date"] == tw.DAY.isoformat()
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "total")] == [e["step"] for e in report["curves"]["steps"]]
+
+    before = (home / "bundle" / "model.safetensors").stat().st_mtime_ns
+    (runs.run_dir(config, tw.DAY) / "train.json").unlink()
+    caplog.set_level("INFO")
+    assert trained(config) == 0
+    assert "trained already" in caplog.text
+    assert (home / "bundle" / "model.safetensors").stat().st_mtime_ns == before
+    assert runs.read(config, tw.DAY, "train") == report
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+
+
+@pytest.mark.slow
+def test_the_same_settings_give_the_same_model_anew_and_other_settings_another(config: Config) -> None:
+    bundle = Path(config.paths.at("checkpoints")) / tw.DAY.isoformat() / "bundle"
+    weights = []
+    for sets in ((), (), ("train.lr=0.01",)):
+        assert trained(config, *sets) == 0
+        weights.append((bundle / "model.safetensors").read_bytes())
+        shutil.rmtree(bundle) if not sets and len(weights) == 1 else None
+    assert weights[0] == weights[1] != weights[2]
+    assert not list(bundle.parent.glob(".*")), "nothing half-written stays"
+
+
+@pytest.mark.slow
+def test_the_next_date_starts_from_the_promoted_model_and_keeps_its_codes(tmp_path: Path) -> None:
+    from jobs import registry
+
+    config = tw.build(tmp_path, days=(tw.before(1), tw.DAY))
+    assert trained(config, day=tw.before(1)) == 0
+    old = Path(config.paths.at("checkpoints")) / tw.before(1).isoformat() / "bundle"
+    first = load_bundle(old)
+    client, name = registry.client(config), config.mlflow.model_name
+    run = client.create_run(registry.experiment_id(config))
+    client.log_artifacts(run.info.run_id, str(old), registry.BUNDLE)
+    client.create_registered_model(name)
+    tags = {registry.RUN_DATE: str(tw.before(1)), registry.LINEAGE: first.info["lineage"], registry.PROMOTED_ON: str(tw.before(1))}
+    client.create_model_version(name, run.info.artifact_uri, run.info.run_id, tags=tags)
+
+    assert trained(config, "model.ema_decay=1.0") == 0
+    report = runs.read(config, tw.DAY, "train")
+    assert (report["ancestor"], report["warm_start"]) == ("1", True)
+    assert all("recall" in e for e in report["curves"]["steps"]), "joint from the first step"
+    assert report["codebooks"] == {}
+    second = load_bundle(Path(config.paths.at("checkpoints")) / tw.DAY.isoformat() / "bundle")
+    assert second.info["lineage"] == train_inputs(tw.settings(tmp_path, "model.ema_decay=1.0"), tw.DAY).lineage(
+        ranks=1, ancestor=first.info["lineage"]
+    )
+    assert np.mean((second.codes_NL[1:] == first.codes_NL[1:]).all(1)) > 0.3
+
+    assert trained(config, "train.warm_start=false", "train.seed=5") == 0
+    cold = runs.read(config, tw.DAY, "train")
+    assert cold["ancestor"] is None and cold["codebooks"]
+
+
+@pytest.mark.slow
+def test_what_cannot_be_trained_ends_with_status_two_and_a_message(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.rmtree(Lake(config.paths.at("lake")).day_dir("examples", tw.before(4)))
+    assert trained(config) == 2
+    assert "table examples" in caplog.text and str(tw.before(4)) in caplog.text
+
+
+@pytest.mark.slow
+def test_progress_names_step_speed_and_time_left(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIG_PROGRESS", str(tmp_path / "progress"))
+    assert trained(config) == 0
+    events = [json.loads(line) for line in (tmp_path / "progress").read_text().splitlines()]
+    assert {e["stage"] for e in events} == {"train"}
+    assert events[-1]["done"] == events[-1]["total"] == runs.read(config, tw.DAY, "train")["steps"]
+    assert all({"examples_per_s", "eta_s"} <= e.keys() for e in events)
