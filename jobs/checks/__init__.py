@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from jobs.checks import docs, quarantine
-from jobs.checks.profile import DayProfile, compare, profile
-from jobs.checks.rules import Gate, Severity, gate_of
+from jobs.checks.profile import DayProfile, compare, day_profiles
+from jobs.checks.rules import Gate, Severity
 from jobs.checks.suites import Finding, Suite, days_suite, judge, rows_suite, schema_suite
+from jobs.checks.tables import gate_of
 from jobs.config import Config
 from jobs.entry import JobError
 from jobs.files import replace_text
@@ -86,7 +87,7 @@ def check(table: str, staged: DataFrame, days: list[date], *, config: Config, la
     types = {f.name: f.dataType.simpleString() for f in staged.schema.fields}
     if any(c not in types or (accepted and types[c] not in accepted) for c, accepted in gate.types.items()):
         _refuse_schema(gate, types, days, config)
-    profiles = profile(gate, staged)
+    profiles = day_profiles(gate, staged)
     for day in days:
         profiles.setdefault(day.isoformat(), DayProfile())
     stats = {day: profiles[day.isoformat()].stats() for day in days}

@@ -66,7 +66,7 @@ class DayProfile:
         return self.figures.get("exposed_positives", 0.0) / weight if weight else None
 
 
-def profile(gate: Gate, staged: DataFrame) -> dict[str, DayProfile]:
+def day_profiles(gate: Gate, staged: DataFrame) -> dict[str, DayProfile]:
     """Profiles of all days of a staged frame, by ``ds`` (``'null'`` where it is missing); three aggregations at most.
 
     Args:

@@ -81,7 +81,7 @@ def schema_suite(gate: Gate, found: Mapping[str, str]) -> Suite:
         expected.append(_expect(column, column, "present"))
         if column in found and types:
             expected.append(_expect(column, column, f"of type {' or '.join(types)}", values=types))
-    return Suite(name=f"{gate.table}.schema", rows=[dict(found)], expected=tuple(expected), exact_columns=tuple(gate.types))
+    return Suite(name=f"{gate.table}_schema", rows=[dict(found)], expected=tuple(expected), exact_columns=tuple(gate.types))
 
 
 def rows_suite(gate: Gate, days: Mapping[str, DayProfile]) -> Suite:
@@ -96,7 +96,7 @@ def rows_suite(gate: Gate, days: Mapping[str, DayProfile]) -> Suite:
     for ds, day in sorted(days.items()):
         counts = {e.frame_column: float(day.bad.get(e.frame_column, 0)) for e in expected}
         rows.append({"ds": ds} | {name: n / max(day.rows, 1) if shares.get(name) else n for name, n in counts.items()})
-    return Suite(name=f"{gate.table}.rows", rows=rows, expected=tuple(expected))
+    return Suite(name=f"{gate.table}_rows", rows=rows, expected=tuple(expected))
 
 
 def days_suite(
@@ -126,7 +126,7 @@ def days_suite(
             says = f"PSI against the trailing days at most {limit:g}"
             expected.append(_expect(f"PSI {name}", name, says, severity, bounds=(None, limit), unit="beyond sampling noise"))
     rows = [{"ds": ds} | _day_row(gate, day, compared[ds], if_empty.get(ds)) for ds, day in sorted(days.items())]
-    return Suite(name=f"{gate.table}.days", rows=rows, expected=tuple(expected))
+    return Suite(name=f"{gate.table}_days", rows=rows, expected=tuple(expected))
 
 
 def _day_row(gate: Gate, day: DayProfile, compared: Comparison, empty: Severity | None) -> dict[str, float]:
