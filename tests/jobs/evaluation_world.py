@@ -182,6 +182,18 @@ def examples(world: World, day: date) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=example_schema(spec))
 
 
+def without_positives(world: World) -> None:
+    """Commit the evaluation days again with every label 0 and without what was bought beside the offers."""
+    lake, window = Lake(world.config.paths.at("lake")), world.config.run_window(DAY)
+    for day in days_between(window.eval_first, window.eval_last):
+        rows = examples(world, day).to_pylist()
+        for row in rows:
+            kept = [at for at, source in enumerate(row["source"]) if source == 0]
+            row["cross"] = np.array(row["cross"]).reshape(len(row["item"]), -1)[kept].ravel().tolist()
+            row |= {name: [row[name][at] for at in kept] for name in ("item", "source", "weight")} | {"label": [0] * len(kept)}
+        commit(lake, "examples", day, pa.Table.from_pylist(rows, schema=example_schema(world.spec)))
+
+
 def example_schema(spec: FeatureSpec) -> pa.Schema:
     columns = {"request_id": pa.string(), "user_id": pa.string(), "user_hash": pa.int64(), "ts": pa.int64(), "offer_key": pa.string()}
     columns |= {"offer_hash": pa.int64(), "ds": pa.string()}
@@ -224,6 +236,7 @@ def commit(lake: Lake, table: str, day: date, rows: pa.Table) -> None:
 
 def train(world: World, day: date = DAY, *, steps: int = 30, seed: int = 0, lineage: str = "") -> Path:
     """A bundle for ``day`` in the checkpoints folder: a few real steps of both phases on the week before the evaluation days."""
+    torch.set_num_threads(1)
     torch.manual_seed(seed)
     model = Dig(ModelConfig(**SMALL), world.spec, seed=seed)
     model.set_items(world.items)

@@ -1,0 +1,98 @@
+import copy
+
+import pytest
+
+from jobs.config import GateConfig
+from jobs.gate import judge
+
+LIMITS = GateConfig()
+
+
+def evaluation(champion=True):
+    """Figures that pass every rule."""
+    found = {"dig": {"recall@10": 0.12}, "popularity": {"recall@10": 0.05}}
+    return {
+        "ranking": {"auc": 0.85, "calibration": 1.02},
+        "retrieval": {"all": found, "new": found},
+        "sid": {"collision_rate": 0.1, "items": 900, "levels": [{"used": 60, "codes": 64}, {"used": 64, "codes": 64}]},
+        "champion": {"version": "3", "ranking": {"auc": 0.852}, "retrieval": {"all": {"dig": {"recall@10": 0.125}}}} if champion else None,
+        "churn": {"rate": 0.1} if champion else None,
+    }
+
+
+def failing(figures, limits=LIMITS):
+    return [rule.key for rule in judge(limits, figures) if not rule.passed]
+
+
+def put(figures, path, value):
+    changed = copy.deepcopy(figures)
+    *parents, last = path
+    at = changed
+    for key in parents:
+        at = at[key]
+    at[last] = value
+    return changed
+
+
+def test_figures_inside_every_limit_pass_every_rule():
+    assert failing(evaluation()) == []
+    assert failing(evaluation(champion=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "value"),
+    [
+        ("min_auc", ("ranking", "auc"), 0.6999),
+        ("calibration", ("ranking", "calibration"), 0.79),
+        ("calibration", ("ranking", "calibration"), 1.26),
+        ("min_recall_over_popularity", ("retrieval", "all", "dig", "recall@10"), 0.049),
+        ("max_collision_rate", ("sid", "collision_rate"), 0.2501),
+        ("min_codes_used", ("sid", "levels", 1, "used"), 31),
+        ("min_items", ("sid", "items"), 49),
+    ],
+)
+def test_each_absolute_limit_fails_a_first_model_alone(rule, path, value):
+    assert failing(put(evaluation(champion=False), path, value)) == [rule]
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "value"),
+    [
+        ("max_auc_loss", ("champion", "ranking", "auc"), 0.8551),
+        ("max_recall_loss", ("champion", "retrieval", "all", "dig", "recall@10"), 0.134),
+        ("max_churn", ("churn", "rate"), 0.51),
+    ],
+)
+def test_each_comparison_with_the_champion_fails_alone(rule, path, value):
+    assert failing(put(evaluation(), path, value)) == [rule]
+
+
+def test_a_value_on_its_limit_passes():
+    exact = put(put(evaluation(), ("sid", "collision_rate"), 0.25), ("churn", "rate"), 0.5)
+    assert failing(exact) == []
+
+
+def test_without_a_champion_only_absolute_limits_apply():
+    keys = {rule.key for rule in judge(LIMITS, evaluation(champion=False))}
+    assert keys.isdisjoint({"max_auc_loss", "max_recall_loss", "max_churn"})
+    incomparable = put(evaluation(), ("champion",), {"version": "3", "reason": "another feature spec"})
+    assert {rule.key for rule in judge(LIMITS, incomparable)} == keys
+
+
+@pytest.mark.parametrize("path", [("ranking", "auc"), ("ranking", "calibration"), ("retrieval", "all", "dig", "recall@10"), ("churn",)])
+def test_a_figure_that_could_not_be_measured_fails_its_rule(path):
+    rules = [rule for rule in judge(LIMITS, put(evaluation(), path, None)) if not rule.passed]
+    assert rules
+    assert all("could not be measured" in str(rule) for rule in rules)
+
+
+def test_any_recall_beats_popularity_that_finds_nothing_but_nothing_does_not():
+    nothing = put(evaluation(champion=False), ("retrieval", "all", "popularity", "recall@10"), 0.0)
+    assert failing(nothing) == []
+    assert failing(put(nothing, ("retrieval", "all", "dig", "recall@10"), 0.0)) == ["min_recall_over_popularity"]
+
+
+def test_a_failed_rule_says_figure_value_limit_and_setting():
+    [rule] = [r for r in judge(LIMITS, put(evaluation(), ("sid", "collision_rate"), 0.4)) if not r.passed]
+    assert str(rule) == "SID collision rate is 0.4, expected at most 0.25 (gate.max_collision_rate)"
+    assert rule.as_dict()["limit"] == "at most 0.25"
