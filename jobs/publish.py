@@ -16,7 +16,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from dig_models.bundle import load_bundle
+from dig_models.bundle import BundleError, load_bundle
+from dig_models.cross_files import CrossArraysError
 from dig_models.index import generation as g
 from dig_models.index.verify import Verified, verify
 from dig_models.index.writer import Release, build, locked, retain, switch
@@ -103,6 +104,8 @@ def publish(config: Config, day: date, *, allow_older: bool = False) -> Publishe
 
     Raises:
         JobError: no champion yet, a missing partition, or an older date than what is current.
+        NotIndexable: the catalogue is empty, or the champion has no codebooks.
+        BundleError: the champion's files are damaged.
         IndexCorrupt: the new generation fails its check; what was current stays current.
     """
     root = index_root(config)
@@ -186,7 +189,7 @@ def main(invocation: Invocation) -> None:
     config, day = invocation.config, invocation.date
     try:
         done = _asked(config, day, invocation.options)
-    except (g.IndexMissing, g.IndexCorrupt) as error:
+    except (g.IndexMissing, g.IndexCorrupt, g.NotIndexable, BundleError, CrossArraysError) as error:
         raise JobError(str(error)) from error
     log.info("index generation %s is %s", done.generation, "now current" if done.switched else "current already")
     for check, seen in done.verified.checks:

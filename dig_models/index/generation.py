@@ -33,6 +33,10 @@ class IndexMissing(ValueError):
     """There is no such index or generation; the message says what is there and what to do."""
 
 
+class NotIndexable(ValueError):
+    """What was to be published cannot be: no items, or a model without semantic IDs."""
+
+
 class IndexCorrupt(ValueError):
     """A generation on disk is not what its manifest says; the message names generation, file, what was expected and found."""
 

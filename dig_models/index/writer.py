@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dig_models.bundle import Bundle, load_bundle, save_bundle
+from dig_models.cross_files import read_meta
 from dig_models.evaluate.sid_quality import churn, measure
 from dig_models.index import generation as g
 from dig_models.index.diff import Sids, changes, counts, sid_text
@@ -75,10 +76,17 @@ def build(root: Path, release: Release) -> str:
     A whole generation with the same content is kept as it is; a damaged one is put aside and replaced.
 
     Raises:
-        ValueError: an empty catalogue, or artefacts that were made with different feature specs.
+        NotIndexable: an empty catalogue, or a model without codebooks.
+        FeatureSpecMismatch: cross arrays that were made with another feature spec than the model.
     """
     if len(release.items) < 2:
-        raise ValueError(f"index of {release.day}: the catalogue has no items; build item_features of that day first")
+        raise g.NotIndexable(f"index of {release.day}: the catalogue has no items; build item_features of that day first")
+    if not bool(release.bundle.model.quantizer.built):
+        raise g.NotIndexable(
+            f"index of {release.day}: {release.model_name} version {release.model_version} has no codebooks (it was trained with "
+            "loss.recall 0 or stopped in its warm-up), so its items have no semantic IDs; promote another version"
+        )
+    read_meta(release.cross_arrays, release.bundle.spec)
     staging = root / STAGING
     shutil.rmtree(staging, ignore_errors=True)  # left by a writer that was killed: the lock says that none is at work
     staging.mkdir(parents=True)

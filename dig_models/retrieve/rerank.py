@@ -9,8 +9,9 @@ Shape suffixes: ``G`` requests at a time, ``B`` requests asked for, ``N`` catalo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -121,7 +122,7 @@ class Retriever:
         path_score: Literal["last", "sum_log"] = "last",
         exclude_bought: bool = False,
         allowed_N: NDArray[np.bool_] | None = None,
-        chunk: int = 16,
+        chunk: int = 4,
         ready: Ready | None = None,
     ) -> Retrieved:
         """The best ``k`` items of each request over the whole catalogue.
@@ -170,7 +171,7 @@ class Retriever:
             len(part),
             beam=beam,
             limit=max(k, rerank),
-            u2t=None if cross_GNC is None else self._exact(cross_GNC),
+            u2t=None if cross_GNC is None else self.exact(cross_GNC),
             path_score=path_score,
             allowed_GN=allowed_GN,
         )
@@ -223,13 +224,13 @@ class Retriever:
         user_P, ts_P, offer_P = requests.user_B[request_P], requests.ts_B[request_P], requests.offer_B[request_P]
         return self.spec.transform(self.store.pairs(user_P, ts_P, offer_P, item_P))
 
-    def _exact(self, cross_GNC: list[Floats]) -> PrefixCrosses:
-        levels = [np.stack(of_level) for of_level in zip(*(self.means(cross) for cross in cross_GNC), strict=True)]
+    def exact(self, cross_GNC: Sequence[Floats]) -> PrefixCrosses:
+        """Exact u2t of some requests from their model crosses with the catalogue, for ``beam_search``."""
+        means = [self.means(cross_NC) for cross_NC in cross_GNC]
 
         def u2t(level: int, request_R: Int64, node_R: Int64) -> Floats:
-            mean_GPC = levels[level]
-            taken_RC: Floats = mean_GPC.reshape(-1, mean_GPC.shape[2])[request_R * mean_GPC.shape[1] + node_R]
-            return taken_RC
+            bounds = np.searchsorted(request_R, np.arange(len(means) + 1))  # rows ascend by request
+            return np.concatenate([m[level][node_R[a:b]] for m, (a, b) in zip(means, pairwise(bounds), strict=True)])
 
         return u2t
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
@@ -163,6 +164,17 @@ def test_a_model_of_other_features_is_refused(world: World) -> None:
     with pytest.raises(ValueError, match="feature spec"):
         job.publish(world.config.model_copy(update={"dataset": dataset}), DAY)
     assert g.current(world.root) is None
+
+
+def test_a_damaged_champion_is_named_and_current_stays(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = job.publish(world.config, DAY).generation
+    damaged = tmp_path / "damaged"
+    shutil.copytree(world.bundle, damaged)
+    (damaged / "model.safetensors").write_bytes(b"x")
+    world.bundle = damaged
+    assert main(world, "--date", "2017-11-16") == 2
+    assert "model.safetensors: damaged" in caplog.text
+    assert g.current(world.root) == first
 
 
 def test_a_generation_that_fails_its_check_never_becomes_current(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

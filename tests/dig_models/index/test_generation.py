@@ -188,8 +188,32 @@ def test_an_empty_catalogue_is_refused(tmp_path: Path, release: Release) -> None
         numbers={k: v[:1] for k, v in empty.numbers.items()},
         key_KN=empty.key_KN[:, :1],
     )
-    with pytest.raises(ValueError, match="the catalogue has no items"), locked(tmp_path):
+    with pytest.raises(g.NotIndexable, match="the catalogue has no items"), locked(tmp_path):
         build(tmp_path, replace(release, items=nothing))
+
+
+def test_a_model_without_codebooks_is_refused(tmp_path: Path, release: Release) -> None:
+    bundle = synthetic.make_bundle(release.bundle.spec, release.items)
+    bundle.model.quantizer.built.fill_(False)
+    with pytest.raises(g.NotIndexable, match="dig version 1 has no codebooks"), locked(tmp_path):
+        build(tmp_path, replace(release, bundle=bundle))
+    assert g.generations(tmp_path) == []
+
+
+def test_a_day_without_users_is_published_and_answers_strangers(tmp_path: Path, release: Release, publish: Publish) -> None:
+    reader = IndexReader.open(tmp_path, publish(tmp_path, replace(release, user_state=release.user_state.slice(0, 0))))
+    assert reader.user_ids == () and reader.manifest.users == 0
+    found = reader.retriever.retrieve(reader.stranger("x"), np.array([0]), k=5, beam=5, rerank=5)
+    assert (found.item_GJ > 0).all()
+
+
+def test_a_frozen_tree_keeps_the_sids_of_known_items_and_gives_new_ones_a_sid(tmp_path: Path, release: Release, publish: Publish) -> None:
+    bundle = synthetic.make_bundle(release.bundle.spec, release.items, assignment="frozen_tree")
+    known = {str(i): tuple(c) for i, c in zip(release.items.id_N[1:], bundle.codes_NL[1:].tolist(), strict=True)}
+    more = synthetic.make_items(release.bundle.spec, [*release.items.id_N[1:], "cold"])
+    reader = IndexReader.open(tmp_path, publish(tmp_path, replace(release, bundle=bundle, items=more)))
+    assert {i: reader.sid(reader.item_row(i)) for i in known} == known
+    assert min(reader.sid(reader.item_row("cold"))) >= 0
 
 
 # ---- bad files -------------------------------------------------------------------------------------------------------
