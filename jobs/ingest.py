@@ -15,6 +15,7 @@ from functools import partial
 
 from pyspark.sql import SparkSession
 
+from jobs.checks import check
 from jobs.config import Config, DatasetConfig
 from jobs.entry import Invocation, JobError, run
 from jobs.lake import Lake, Staging, code_digest, digest_of, shown
@@ -90,21 +91,17 @@ def ingest(spark: SparkSession, config: Config, source: Source, lake: Lake, want
             staged[table].write(source.frame(table, spark, days), days, sort=SORT[table], clustered=table in source.clustered)
             done += 1
             emit(NAME, done, steps, table=table, days=len(days))
+        stats = {}
         for table, days in wanted.items():
-            gate(table, staged[table], days, spark=spark, config=config, lake=lake)
+            frame = staged[table].frame(spark, days)
+            stats[table] = check(table, frame, days, config=config, lake=lake, spark=spark).stats
             done += 1
             emit(NAME, done, steps, table=table)
         for table, days in wanted.items():
-            markers = staged[table].commit(spark, days, job=NAME, code=code, config=digest, inputs=partial(source.inputs, table))
+            markers = staged[table].commit(
+                spark, days, job=NAME, code=code, config=digest, inputs=partial(source.inputs, table), stats=stats[table]
+            )
             log.info("%s: %d rows on %s", table, sum(m.rows for m in markers), shown(days))
-
-
-def gate(table: str, staging: Staging, days: list[date], *, spark: SparkSession, config: Config, lake: Lake) -> None:
-    """Hold a staged table against its data gate."""
-    if config.checks.enabled:
-        from jobs.checks import check
-
-        check(table, staging.frame(spark, days), days, config=config, lake=lake, spark=spark)
 
 
 def main(call: Invocation) -> None:
