@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 
@@ -18,5 +17,5 @@ class CrossNetwork(nn.Module):
         """``(R, X) -> (R, X)``."""
         x_RX = x0_RX
         for down, up in zip(self.down, self.up, strict=True):
-            x_RX = torch.addcmul(x_RX, x0_RX, up(down(x_RX)))
+            x_RX = x0_RX * up(down(x_RX)) + x_RX
         return x_RX

@@ -26,7 +26,7 @@ class MixtureOfExperts(nn.Module):
         hidden_RX = F.dropout(F.silu(self.first(x_RX)), self.dropout, self.training)
         each_RH = torch.split(hidden_RX, self.hidden, dim=1)
         outs = [F.silu(torch.addmm(self.bias[n], h_RH, self.second[n])) for n, h_RH in enumerate(each_RH)]
-        out_RY = outs[0] * gate_RN[:, :1]
+        out_RY: Tensor = outs[0] * gate_RN[:, :1]
         for n in range(1, self.experts):
-            out_RY = torch.addcmul(out_RY, outs[n], gate_RN[:, n : n + 1])
+            out_RY = out_RY + outs[n] * gate_RN[:, n : n + 1]
         return out_RY

@@ -54,7 +54,7 @@ class DomainNorm(nn.Module):
         self._keep(var_C.new_full((1, 1), len(x_RC)), mean_C.unsqueeze(0), var_C.unsqueeze(0))
         if out_RC.requires_grad:
             # The kernel's backward is some ten times slower on a strided gradient, such as a slice of a concatenation's.
-            out_RC.register_hook(torch.Tensor.contiguous)
+            out_RC.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
         return out_RC
 
     def _keep(self, count_S1: Tensor, mean_SC: Tensor, var_SC: Tensor) -> None:

@@ -143,7 +143,8 @@ def balanced_assignment(x_ND: Floats, center_KD: Floats, node_N: Ints, capacity_
         capacity_N: capacity of a token in the item's node.
     """
     codes = len(center_KD)
-    distance_NK = _distances(x_ND, center_KD)
+    # Items compete for a place, so the item's own length counts here.
+    distance_NK = _distances(x_ND, center_KD) + np.square(x_ND).sum(1, keepdims=True)
     preference_NK = distance_NK.argsort(1, kind="stable")
     asked = np.zeros(len(x_ND), dtype=np.int64)
     token_N = np.full(len(x_ND), -1, dtype=np.int64)

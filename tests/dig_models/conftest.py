@@ -14,6 +14,8 @@ from dig_models.features import SOURCE_EXPOSED, SOURCE_ORGANIC, SOURCE_RANDOM, F
 from dig_models.items import ItemTable
 
 ITEMS = 120
+# Tensors here are tiny: a second thread only waits.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
