@@ -82,7 +82,7 @@ def test_commit_loss_sums_levels_and_stops_the_codes() -> None:
     rng = np.random.default_rng(0)
     residual, code = (torch.from_numpy(rng.normal(size=(4, 3, 5))).requires_grad_() for _ in range(2))
     loss = losses.commit_loss(residual, code)
-    expected = np.mean([sum(((residual[m, l] - code[m, l]) ** 2).sum().item() for l in range(3)) for m in range(4)])
+    expected = np.mean([sum(((residual[m, level] - code[m, level]) ** 2).sum().item() for level in range(3)) for m in range(4)])
     assert np.isclose(loss.item(), expected)
     loss.backward()
     assert code.grad is None
@@ -104,7 +104,9 @@ def test_u2t_loss_is_the_squared_distance_meaned_over_levels_and_rows_and_stops_
     rng = np.random.default_rng(2)
     predicted, teacher = (torch.from_numpy(rng.normal(size=(4, 3, 5))).requires_grad_() for _ in range(2))
     loss = losses.u2t_loss(predicted, teacher)
-    expected = np.mean([[np.square((predicted[r, l] - teacher[r, l]).detach().numpy()).sum() for l in range(3)] for r in range(4)])
+    expected = np.mean(
+        [[np.square((predicted[r, level] - teacher[r, level]).detach().numpy()).sum() for level in range(3)] for r in range(4)]
+    )
     assert np.isclose(loss.item(), expected)
     loss.backward()
     assert teacher.grad is None
