@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 from dig_models.features import SECONDS_PER_DAY, SOURCE_EXPOSED, SOURCE_ORGANIC, FeatureSpec, FieldSpec
-from jobs.checks.rules import Feature, Gate, Key, Rule, Wide, bucket_bin, choice_bin, listed, number_bin, quoted, text_bin
+from jobs.checks.rules import Feature, Gate, Key, Rule, Severity, Wide, bucket_bin, choice_bin, listed, number_bin, quoted, text_bin
 from jobs.config import Config, SourceField
 
 TEXT, LONG, INT, DOUBLE = ("string",), ("bigint",), ("int",), ("double",)
@@ -175,6 +175,7 @@ def _u2i_crosses(config: Config) -> Gate:
             *(Feature(name=c, bins=number_bin(c)) for c in counts),
             Feature(name="days_since_last", bins=number_bin(f"(CAST({DAY_START} - last_ts AS DOUBLE) / {SECONDS_PER_DAY})")),
         ),
+        source="requests",
     )
 
 
@@ -272,7 +273,9 @@ def _raw_types(fields: Mapping[str, SourceField | None]) -> dict[str, tuple[str,
 
 
 def _raw_rules(fields: Mapping[str, SourceField | None]) -> tuple[Rule, ...]:
-    return tuple(_finite(column, f"try_cast({quoted(column)} AS DOUBLE)") for column, f in fields.items() if f and f.kind == "numeric")
+    """Raw numbers that are not finite are missing ones to the features."""
+    numeric = (column for column, f in fields.items() if f and f.kind == "numeric")
+    return tuple(_finite(column, f"try_cast({quoted(column)} AS DOUBLE)", "warning") for column in numeric)
 
 
 def _raw_features(fields: Mapping[str, SourceField | None]) -> tuple[Feature, ...]:
@@ -287,9 +290,9 @@ def _present(column: str) -> Rule:
     return Rule(column=column, says="not null or empty", bad=f"{quoted(column)} IS NULL OR {quoted(column)} = ''")
 
 
-def _finite(column: str, value: str = "") -> Rule:
+def _finite(column: str, value: str = "", severity: Severity = "critical") -> Rule:
     x = value or quoted(column)
-    return Rule(column=column, says="finite", bad=f"isnan({x}) OR abs({x}) = double('Infinity')")
+    return Rule(column=column, says="finite", bad=f"isnan({x}) OR abs({x}) = double('Infinity')", severity=severity)
 
 
 def _hash_of(column: str, text: str) -> Rule:
