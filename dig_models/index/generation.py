@@ -128,8 +128,9 @@ def files_under(folder: Path) -> dict[str, Path]:
     return {name: found[name] for name in sorted(found) if name != MANIFEST}
 
 
-def content_of(files: dict[str, FileEntry], **about: Any) -> str:
-    """Digest of what a generation consists of: ``about`` it and all files except the delta."""
+def content_of(files: dict[str, FileEntry], day: date, model_name: str, model_version: str, codebook: str) -> str:
+    """Digest of what a generation consists of: date, model, codebook, and all files except the delta."""
+    about = [day.isoformat(), model_name, model_version, codebook]
     return digest({"about": about, "files": {name: e.sha256 for name, e in files.items() if name != DELTA}})
 
 

@@ -40,6 +40,7 @@ def verify(root: str | Path, generation: str | None = None) -> Verified:
     """
     reader = IndexReader.open(root, generation)  # manifest, sizes, checksums, digests, array shapes
     manifest = reader.manifest
+    _check_id(manifest)
     total = sum(entry.size for entry in manifest.files.values())
     checks = [
         ("files", f"{len(manifest.files)} files, {total / 1e6:.1f} MB, all as the manifest says"),
@@ -49,6 +50,16 @@ def verify(root: str | Path, generation: str | None = None) -> Verified:
         ("beam search", _probe(reader)),
     ]
     return Verified(generation=manifest.id, checks=tuple(checks))
+
+
+def _check_id(manifest: g.Manifest) -> None:
+    """The id follows from the content."""
+    content = g.content_of(manifest.files, manifest.date, manifest.model_name, manifest.model_version, manifest.codebook)
+    own = g.generation_id(manifest.date, manifest.model_version, content)
+    if (content, own) != (manifest.content, manifest.id):
+        raise g.IndexCorrupt(
+            manifest.id, g.MANIFEST, expected=f"id {own} for content {content[:10]}", found=f"content {manifest.content[:10]}"
+        )
 
 
 def _check_maps(reader: IndexReader) -> str:

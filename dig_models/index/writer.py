@@ -114,7 +114,7 @@ def write_content(staging: Path, release: Release) -> g.Manifest:
     files = {name: g.file_entry(path) for name, path in g.files_under(staging).items()}
     codes, levels = bundle.model.config.codes, trie.levels
     codebook = codebook_digest(bundle.model)
-    content = g.content_of(files, date=release.day.isoformat(), model=[release.model_name, release.model_version], codebook=codebook)
+    content = g.content_of(files, release.day, release.model_name, release.model_version, codebook)
     quality = measure(bundle.codes_NL[1:], codes).as_dict()
     return g.Manifest(
         id=g.generation_id(release.day, release.model_version, content),

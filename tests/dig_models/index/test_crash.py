@@ -102,6 +102,39 @@ def test_a_crash_leaves_current_readable_and_a_retry_finishes(
     assert files_of(root) == files
 
 
+def test_every_byte_is_on_disk_before_the_folder_gets_its_name(tmp_path: Path, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: set[int] = set()
+    real_sync, real_install = os.fsync, writer.install
+
+    def sync(handle: int) -> None:
+        synced.add(os.fstat(handle).st_ino)
+        real_sync(handle)
+
+    def install(root: Path, staging: Path, generation: str) -> None:
+        late = [p.relative_to(staging) for p in (staging, *staging.rglob("*")) if p.stat().st_ino not in synced]
+        assert late == []
+        real_install(root, staging, generation)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(writer, "install", install)
+    with locked(tmp_path):
+        assert g.read_manifest(tmp_path, build(tmp_path, release)).items == 60
+
+
+def test_a_text_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / g.CURRENT
+    g.write_text(path, "old")
+
+    def fails(self: Path, target: Path) -> None:
+        assert (self.read_text(), path.read_text()) == ("new", "old")
+        raise Killed
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(Killed):
+        g.write_text(path, "new")
+    assert path.read_text() == "old"
+
+
 def test_two_writers_take_turns(tmp_path: Path) -> None:
     with locked(tmp_path), (tmp_path / ".lock").open("a") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

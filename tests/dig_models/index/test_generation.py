@@ -319,6 +319,13 @@ def test_a_corrupt_current_is_named(tmp_path: Path, release: Release, publish: P
         IndexReader.open(tmp_path)
 
 
+def test_verify_finds_content_that_the_id_does_not_stand_for(tmp_path: Path, release: Release, publish: Publish) -> None:
+    generation = publish(tmp_path, release)
+    reseal(tmp_path, generation, lambda m: m.update(model_version="7"))
+    with pytest.raises(g.IndexCorrupt, match=r"manifest\.json: expected id .*-v7-"):
+        verify(tmp_path)
+
+
 def test_verify_finds_a_trie_of_other_items(tmp_path: Path, release: Release, publish: Publish) -> None:
     """Right checksums are not enough: the parts must belong together."""
     generation = publish(tmp_path, release)
@@ -332,7 +339,16 @@ def test_verify_finds_a_trie_of_other_items(tmp_path: Path, release: Release, pu
     def update(manifest: dict[str, object]) -> None:
         manifest["files"] = {n: g.file_entry(p).model_dump() for n, p in g.files_under(folder).items()}
 
-    reseal(tmp_path, generation, update)
+    def fits(manifest: dict[str, object]) -> None:
+        update(manifest)
+        entries = {n: g.FileEntry.model_validate(e) for n, e in manifest["files"].items()}  # type: ignore[attr-defined]
+        manifest["content"] = g.content_of(entries, release.day, "dig", "1", str(manifest["codebook"]))
+        manifest["id"] = g.generation_id(release.day, "1", str(manifest["content"]))
+
+    reseal(tmp_path, generation, fits)
+    forged = str(json.loads((folder / g.MANIFEST).read_text())["id"])
+    folder.rename(folder.with_name(forged))
+    switch(tmp_path, forged)
     IndexReader.open(tmp_path)
     with pytest.raises(g.IndexCorrupt, match=r"trie|sid_to_items"):
         verify(tmp_path)

@@ -169,6 +169,21 @@ def test_reranking_orders_what_was_retrieved_by_the_ranking_path(world: tuple[Re
             np.testing.assert_allclose(found.score_GJ[g][: real.sum()], np.sort(score_P)[::-1], rtol=1e-4)
 
 
+@torch.no_grad()
+def test_rank_is_the_ranking_path_of_the_open_catalogue_with_real_crosses(world: tuple[Retriever, RequestTable]) -> None:
+    retriever, requests = world
+    rows = np.array([7, 2, 61])
+    found = retriever.rank(requests, 4, rows)
+    users = retriever.users(requests, np.array([4]))
+    cross_NC = torch.from_numpy(retriever.catalogue(requests, 4))
+    for row, score in zip(rows.tolist(), found, strict=True):
+        e_RD = retriever.model.encode_items(torch.tensor([row]))
+        logit = retriever.model.rank_logit(
+            users, torch.zeros(1, dtype=torch.int64), e_RD, cross_NC[[row]], torch.ones(1, dtype=torch.int64)
+        )
+        assert score == pytest.approx(float(torch.nn.functional.logsigmoid(logit)), rel=1e-4)
+
+
 def test_a_wide_beam_with_reranking_of_everything_equals_exhaustive_ranking(world: tuple[Retriever, RequestTable]) -> None:
     retriever, requests = world
     index_B = np.array([0, 6])
