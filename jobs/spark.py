@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,9 @@ def spark_session(config: Config, name: str) -> Iterator[SparkSession]:
         builder = builder.config(key, value)
     spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
+    for noisy in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):  # they print each exception's Java stack a second time
+        logging.getLogger(noisy).disabled = True
+    logging.getLogger("py4j").setLevel(logging.WARNING)
     try:
         yield spark
     finally:

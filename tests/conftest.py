@@ -93,7 +93,7 @@ def tiny_dataset(data: Path) -> dict[str, object]:
                     "ts": "time",
                     "label": "clicked",
                     "quantity": "amount",
-                    "value": "price * amount",
+                    "value": "double(price) * double(amount)",
                     "hour": "hour(time)",
                 },
             },
