@@ -258,6 +258,7 @@ class ChecksConfig(Strict):
     max_psi: float = Field(0.5, description="drift of a feature, beyond sampling noise, that stops a commit")
     warn_psi: float = Field(0.25, description="drift of a feature that is only warned of")
     max_null_fraction: Fraction = 0.0
+    quiet_days: tuple[date, ...] = Field((), description="days on which no events are expected, such as a closed shop's")
     bad_values_shown: Positive = 5
     quarantine_rows: Positive = 1000
 

@@ -112,7 +112,7 @@ def _suites(
     trailing = {d: [known[t] for t in _before(d, limits.trailing_days) if t in known] for d in days}
     compared = {d.isoformat(): compare(gate, profiles[d.isoformat()], trailing[d], limits.min_trailing_days) for d in days}
     asked = {d.isoformat(): profiles[d.isoformat()] for d in days}
-    empty = {d.isoformat(): _if_empty(gate, d, known, trailing[d], lake) for d in days}
+    empty = {d.isoformat(): None if d in limits.quiet_days else _if_empty(gate, d, known, trailing[d], lake) for d in days}
     suites = [schema_suite(gate, types), rows_suite(gate, profiles), days_suite(gate, asked, compared, empty, limits)]
     return suites, [d for d in days if compared[d.isoformat()].history < limits.min_trailing_days]
 

@@ -280,6 +280,7 @@ def test_a_late_source_stops_the_commit_and_a_quiet_day_does_not(spark: SparkSes
     late = frame(spark, "interactions", rows_of("interactions", first))
     with pytest.raises(GateFailed, match=r"\(rows\): expected has rows; 2020-03-02: 0 rows"):
         gate(spark, lake, "interactions", late, 2)
+    assert gate(spark, lake, "interactions", late, 2, config_of(lake.root.parent, quiet_days=[second])).findings == []
 
 
 def test_examples_may_be_empty_only_where_there_were_no_requests(spark: SparkSession, lake: Lake) -> None:
