@@ -65,7 +65,7 @@ def save_bundle(path: str | Path, model: Dig, items: ItemTable, info: dict[str, 
         model.code_NL.copy_(model.codes(model.encode_catalogue()))
         model.code_NL[0] = -1
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path / WEIGHTS)
-    pq.write_table(items_to_arrow(items, model.spec, model.code_NL.numpy()), path / ITEMS)
+    pq.write_table(items_to_arrow(items, model.spec, model.code_NL.cpu().numpy()), path / ITEMS)
     settings = {
         "format": FORMAT,
         "model": model.config.model_dump(mode="json"),
@@ -110,7 +110,7 @@ def load_bundle(path: str | Path, spec: FeatureSpec | None = None) -> Bundle:
     model.set_items(items)
     model.load_state_dict(load_file(path / WEIGHTS))
     model.eval()
-    return Bundle(model, own, items, model.code_NL.numpy().copy(), settings["info"])
+    return Bundle(model, own, items, model.code_NL.cpu().numpy().copy(), settings["info"])
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -108,9 +108,11 @@ class Dig(nn.Module):
         code_NL = torch.full((len(items), self.config.levels), -1, dtype=torch.int64)
         if self.items is not None and len(self.code_NL):
             at_N = torch.from_numpy(self.items.rows(items.hash_N))
-            code_NL = torch.where((at_N > 0).unsqueeze(1), self.code_NL[at_N], code_NL)
+            code_NL = torch.where((at_N > 0).unsqueeze(1), self.code_NL.cpu()[at_N], code_NL)
         self.items = items
-        self.item_index_NJ, self.item_number_NQ, self.code_NL = index_NJ, number_NQ, code_NL
+        device = self.step.device
+        self.item_index_NJ, self.item_number_NQ = index_NJ.to(device), number_NQ.to(device)
+        self.code_NL = code_NL.to(device)
         self._buckets = None
 
     def encode_items(self, item_M: Tensor) -> Tensor:
@@ -133,7 +135,7 @@ class Dig(nn.Module):
     @torch.no_grad()
     def encode_catalogue(self) -> Tensor:
         """``e_v`` of every row of the catalogue, ``(N, D)``; no gradient, no dropout, in chunks."""
-        rows = torch.arange(len(self.item_index_NJ))
+        rows = torch.arange(len(self.item_index_NJ), device=self.step.device)
         return torch.cat([self.encode_items(chunk) for chunk in torch.split(rows, CATALOGUE_CHUNK)])
 
     @torch.no_grad()
@@ -151,7 +153,7 @@ class Dig(nn.Module):
         if item_M is None:
             if len(e_MD) != len(self.code_NL):
                 raise ValueError("assignment frozen_tree looks codes up by item: pass item_M, or embeddings of the whole catalogue")
-            item_M = torch.arange(len(e_MD))
+            item_M = torch.arange(len(e_MD), device=e_MD.device)
         kept_ML = self.code_NL.index_select(0, item_M)
         return torch.where(kept_ML >= 0, kept_ML, nearest_ML)
 
@@ -162,13 +164,13 @@ class Dig(nn.Module):
     def _share(self) -> Tensor:
         """Catalogue rows that this rank encodes; rows of all ranks together are ``1..N-1``."""
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-        return torch.arange(1 + rank, len(self.item_index_NJ), ranks)
+        return torch.arange(1 + rank, len(self.item_index_NJ), ranks, device=self.step.device)
 
     @torch.no_grad()
     def _measure(self, item_M: Tensor) -> Tensor:
         """Raw embeddings of this rank's share, whose moments (over all ranks) become the corpus statistics."""
         chunks = [self._raw_encode(chunk) for chunk in torch.split(item_M, CATALOGUE_CHUNK)]
-        raw_MD = torch.cat(chunks) if chunks else torch.zeros(0, self.config.dim)
+        raw_MD = torch.cat(chunks) if chunks else self.rank_bias.new_zeros(0, self.config.dim)
         self.corpus_norm.measure(raw_MD)
         return raw_MD
 
@@ -181,9 +183,9 @@ class Dig(nn.Module):
         """
         self._measure(self._share())
         e_ND = self.encode_catalogue()[1:]
-        tree = balanced_tree(e_ND.numpy(), self.config.levels, self.config.codes, seed)
-        code_LKD, count_LK = torch.from_numpy(tree.code_LKD), torch.from_numpy(tree.count_LK).float()
-        self.code_NL[1:] = torch.from_numpy(tree.sid_NL)
+        tree = balanced_tree(e_ND.cpu().numpy(), self.config.levels, self.config.codes, seed)
+        code_LKD, count_LK = torch.from_numpy(tree.code_LKD).to(e_ND), torch.from_numpy(tree.count_LK).to(e_ND)
+        self.code_NL[1:] = torch.from_numpy(tree.sid_NL).to(e_ND.device)
         if dist.is_available() and dist.is_initialized():
             for shared in (code_LKD, count_LK, self.code_NL):
                 dist.broadcast(shared, src=0)
@@ -230,7 +232,7 @@ class Dig(nn.Module):
         if not len(dead_X2):
             return
         generator = self._generator(rank=0, stream=1)
-        item_X = torch.randint(1, len(self.code_NL), (len(dead_X2),), generator=generator)
+        item_X = torch.randint(1, len(self.code_NL), (len(dead_X2),), generator=generator).to(dead_X2.device)
         residual_XLD = self.quantizer.residuals(self.encode_items(item_X), self.code_NL[item_X])
         self.quantizer.reset(dead_X2, residual_XLD[torch.arange(len(dead_X2)), dead_X2[:, 0]])
         self.reset_rows = dead_X2[:, 0] * self.config.codes + dead_X2[:, 1]
@@ -264,7 +266,7 @@ class Dig(nn.Module):
         """History read by a query that does not look at the target (``retrieval_query: pool``), ``(R, 1, D)``."""
         if self.pool_query is None:
             raise RuntimeError("target-free pooling needs retrieval_query: pool")
-        each_B = torch.arange(len(users.user_BU))
+        each_B = torch.arange(len(users.user_BU), device=users.user_BU.device)
         query_B1D = self.pool_query(users.user_BU).unsqueeze(1)
         read_B1D: Tensor = self.attention(query_B1D, users, RowLayout.of(each_B, len(each_B)))
         return read_B1D.index_select(0, request_R)
@@ -399,13 +401,14 @@ class Dig(nn.Module):
     def _mixed(self, teacher_RLC: Tensor, predicted_RLC: Tensor) -> Tensor:
         """What the recall path sees: the teacher for a share of the rows, MLP_u2t (as a constant) for the others."""
         taught_R = torch.rand(len(teacher_RLC), generator=self._generator(_rank(), stream=3)) < self.config.u2t_mix
-        return torch.where(taught_R[:, None, None], teacher_RLC, predicted_RLC.detach())
+        return torch.where(taught_R.to(teacher_RLC.device)[:, None, None], teacher_RLC, predicted_RLC.detach())
 
     def _masked(self, items: int) -> Tensor | None:
         """Which distinct items lose their item-id field in this step."""
         if not self.training or self.config.item_id_dropout == 0:
             return None
-        return torch.rand(items, generator=self._generator(_rank(), stream=4)) < self.config.item_id_dropout
+        masked_M = torch.rand(items, generator=self._generator(_rank(), stream=4)) < self.config.item_id_dropout
+        return masked_M.to(self.step.device)
 
     def _untouched(self) -> Tensor:
         """Zero that depends on the parameters which only the recall path uses."""

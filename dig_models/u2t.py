@@ -40,7 +40,7 @@ def bucket_keys(code_ML: Tensor, codes: int, key: BucketKey) -> Tensor:
 def _bucket_sums(key_R: Tensor, cross_RC: Tensor) -> tuple[Tensor, Tensor]:
     """Per row: sum of crosses and number of rows in its bucket."""
     _, bucket_R, count_X = torch.unique(key_R, return_inverse=True, return_counts=True)
-    sum_XC = torch.zeros(len(count_X), cross_RC.shape[1], dtype=cross_RC.dtype).index_add_(0, bucket_R, cross_RC)
+    sum_XC = cross_RC.new_zeros(len(count_X), cross_RC.shape[1]).index_add_(0, bucket_R, cross_RC)
     return sum_XC.index_select(0, bucket_R), count_X.index_select(0, bucket_R).to(cross_RC.dtype)
 
 
@@ -93,7 +93,7 @@ class CatalogueBuckets:
         query_LR = key_RL.t().contiguous()
         low_LR = torch.searchsorted(self.key_LN, query_LR)
         size_LR = torch.searchsorted(self.key_LN, query_LR, right=True) - low_LR
-        uniform = torch.rand((*query_LR.shape, samples), generator=generator, dtype=torch.float64)
+        uniform = torch.rand((*query_LR.shape, samples), generator=generator, dtype=torch.float64).to(query_LR.device)
         step = (uniform * size_LR.unsqueeze(2)).long()
         at = (low_LR.unsqueeze(2) + step).clamp_max(self.key_LN.shape[1] - 1)
         drawn = self.order_LN.gather(1, at.flatten(1)).view_as(at)
@@ -114,11 +114,11 @@ def catalogue_sample(drawn_RLS: Tensor, batch: Batch, lookup: PairLookup) -> Ten
     pair_P, at_X = torch.unique((request_X * highest + flat_X)[~own_X], return_inverse=True)
     request_P, item_P = pair_P // highest, pair_P % highest
     pairs = (batch.user_hash_B[request_P], batch.ts_B[request_P], batch.offer_B[request_P], item_P)
-    found_PC = torch.from_numpy(lookup(*(p.numpy() for p in pairs))) if len(pair_P) else batch.cross_RC.new_zeros((0, width))
+    found_PC = torch.from_numpy(lookup(*(p.cpu().numpy() for p in pairs))) if len(pair_P) else batch.cross_RC.new_zeros((0, width))
     source_X = torch.empty_like(flat_X)
-    source_X[own_X] = torch.arange(rows).repeat_interleave(levels * samples)[own_X]
+    source_X[own_X] = torch.arange(rows, device=flat_X.device).repeat_interleave(levels * samples)[own_X]
     source_X[~own_X] = rows + at_X
-    cross_XC = torch.cat([batch.cross_RC, found_PC.to(batch.cross_RC.dtype)]).index_select(0, source_X)
+    cross_XC = torch.cat([batch.cross_RC, found_PC.to(batch.cross_RC)]).index_select(0, source_X)
     return cross_XC.view(rows, levels, samples, width).mean(2)
 
 

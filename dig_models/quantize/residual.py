@@ -99,8 +99,8 @@ class ResidualQuantizer(nn.Module):
         """
         levels, codes, dim = self.code_LKD.shape
         flat = self._flat(code_ML).flatten()
-        number_X = torch.zeros(levels * codes, dtype=torch.float64).index_add_(0, flat, torch.ones(len(flat), dtype=torch.float64))
-        sum_XD = torch.zeros(levels * codes, dim, dtype=torch.float64)
+        number_X = torch.bincount(flat, minlength=levels * codes).double()
+        sum_XD = torch.zeros(levels * codes, dim, dtype=torch.float64, device=e_MD.device)
         sum_XD.index_add_(0, flat, self.residuals(e_MD, code_ML).flatten(0, 1).double())
         reduced = all_reduce(torch.cat([number_X.unsqueeze(1), sum_XD], dim=1)).view(levels, codes, dim + 1)
         number_LK = reduced[:, :, 0].to(self.count_LK.dtype)

@@ -46,7 +46,7 @@ def _train(model: Dig, batches: list[Batch], lookup: PairLookup, steps: int, war
         parts["total"].backward()
         optimizer.step()
         model.update_codebooks()
-        totals.append(float(parts["total"]))
+        totals.append(float(parts["total"].detach()))
     return totals
 
 
