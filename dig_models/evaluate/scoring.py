@@ -7,14 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from dig_models.features import SOURCE_EXPOSED
+from dig_models.items import ItemTable
 from dig_models.retrieve.rerank import Retriever
 from dig_models.train.data import RequestTable, collate
+
+if TYPE_CHECKING:
+    from dig_models.dig import Dig
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -65,6 +70,28 @@ def exposed_rows(requests: RequestTable) -> Rows:
         label_R=requests.label_R[at_R].astype(np.float64),
         weight_R=requests.weight_R[at_R].astype(np.float64),
     )
+
+
+@torch.no_grad()
+def rank_rows(model: Dig, requests: RequestTable, items: ItemTable, *, chunk: int = 256) -> Floats:
+    """Log-odds of every exposed row by the ranking path alone; also for a model without semantic IDs.
+
+    Args:
+        model: in eval mode, its item table set to ``items``.
+        requests: made with ``items``.
+        items: the catalogue.
+        chunk: requests at a time.
+    """
+    e_ND, parts = model.encode_catalogue(), [np.zeros(0)]
+    for first in range(0, len(requests), chunk):
+        index_B = np.arange(first, min(first + chunk, len(requests)), dtype=np.int64)
+        batch = collate(requests, index_B, spec=model.spec, items=items, lookup=_no_lookup, keep_rate=1.0)
+        exposed = torch.nonzero(batch.source_R == SOURCE_EXPOSED).squeeze(1)
+        request_R, item_R = batch.request_R[exposed], batch.item_R[exposed]
+        e_RD, domain_R = e_ND.index_select(0, item_R), torch.full_like(request_R, EXPOSED)
+        logit_R = model.rank_logit(model.user_side(batch), request_R, e_RD, batch.cross_RC[exposed], domain_R)
+        parts.append(logit_R.double().numpy())
+    return np.concatenate(parts)
 
 
 @torch.no_grad()

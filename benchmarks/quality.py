@@ -1,0 +1,214 @@
+"""How well DIG ranks beside the same ranker without DIG and beside gradient-boosted trees, on the same rows.
+
+    python -m benchmarks.quality --date 2017-11-15 [--seeds 2017 2018 2019]
+
+Three rankers learn from the examples of the training window and are judged on the evaluation days of the date: DIG (the bundle of
+the date for the configured seed, trained if it is not there), Base (the same network, ``model.loss.recall: 0``) and scikit-learn's
+histogram gradient boosting on crosses, static buckets and user and context buckets. Differences of AUC are paired over users and,
+with several seeds, averaged over seeds. Writes ``benchmarks/results/quality.json`` and ``quality.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from dig_models.bundle import Bundle, load_bundle
+from dig_models.evaluate import bootstrap, ranking
+from dig_models.evaluate.scoring import Rows, exposed_rows, rank_rows
+from dig_models.features import SOURCE_EXPOSED
+from dig_models.train.data import RequestTable, request_columns
+from jobs.config import Config, load
+from jobs.dates import days_between
+from jobs.lake import Lake
+from jobs.runs import write_json
+
+RESULTS = Path(__file__).parent / "results"
+MAX_LOSS_TO_BASE = 0.002
+CATEGORIES = 255  # of a categorical column of the trees; wider fields go in as numbers
+Floats = NDArray[np.float64]
+
+
+def trained(config: Config, day: date, kind: str, seed: int, settings: Path | None, sets: Sequence[str]) -> Bundle:
+    """Bundle of a ranker; trained under torchrun in its own home if it is not there. No warm start: all begin alike."""
+    own = Path(config.paths.at("checkpoints")) / day.isoformat() / "bundle"
+    if kind == "dig" and seed == config.train.seed and own.is_dir() and not load_bundle(own).info.get("ancestor"):
+        return load_bundle(own)
+    home = Path(config.paths.home).resolve() / "benchmarks" / "quality" / f"{kind}-{seed}"
+    changes = {"paths.home": home, "paths.lake": config.paths.at("lake"), "train.seed": seed, "train.warm_start": "false"}
+    if kind == "base":
+        changes["model.loss.recall"] = 0
+    command = [sys.executable, "-m", "jobs.launch", "--date", day.isoformat()]
+    command += ["--config", str(settings)] if settings else []
+    command += [part for one in (*sets, *(f"{k}={v}" for k, v in changes.items())) for part in ("--set", one)]
+    subprocess.run(command, check=True, env={k: v for k, v in os.environ.items() if k != "DIG_PROGRESS"})
+    return load_bundle(home / "checkpoints" / day.isoformat() / "bundle")
+
+
+class Data:
+    """Requests of days as arrays, on one item table."""
+
+    def __init__(self, config: Config, bundle: Bundle) -> None:
+        self.spec, self.items, self.lake = bundle.spec, bundle.items, Lake(config.paths.at("lake"))
+
+    def requests(self, first: date, last: date) -> RequestTable:
+        """Examples of some days."""
+        columns = request_columns(self.spec)
+        table: pa.Table = self.lake.read_arrow("examples", days_between(first, last), columns=columns)
+        return RequestTable.from_arrow(table, self.spec, self.items)
+
+    def features(self, requests: RequestTable) -> NDArray[np.float32]:
+        """Features of the trees for the exposed rows: model crosses, static buckets and numbers, user and context buckets."""
+        request_R, at_R = requests.rows_of(np.arange(len(requests), dtype=np.int64))
+        exposed = requests.source_R[at_R] == SOURCE_EXPOSED
+        request_R, at_R = request_R[exposed], at_R[exposed]
+        item_R = requests.item_R[at_R]
+        parts: list[NDArray[Any]] = [self.spec.transform(requests.cross_RW[at_R])]
+        parts += [self.items.fields[f.name][item_R, None] for f in self._buckets()]
+        parts += [number[item_R, None] for number in self.items.numbers.values()]
+        parts.append(requests.user_BF[request_R])
+        return np.concatenate([part.astype(np.float32) for part in parts], axis=1)
+
+    def categorical(self) -> list[int]:
+        """Columns of ``features`` that the trees treat as categories: those few enough for them."""
+        sizes = [2**31] * self.spec.cross_width + [f.buckets for f in self._buckets()] + [2**31] * len(self.items.numbers)
+        sizes += [f.buckets for f in (*self.spec.user_fields, *self.spec.context_fields)]
+        return [at for at, size in enumerate(sizes) if size <= CATEGORIES]
+
+    def _buckets(self) -> list[Any]:
+        return [f for f in self.spec.item_fields if f.kind == "categorical"]
+
+
+def trees(config: Config, day: date, data: Data, test: RequestTable, seed: int) -> Floats:
+    """Scores of gradient-boosted trees, stopped early on the validation days."""
+    window = config.run_window(day)
+    fit, validation = data.requests(window.train_first, window.fit_last), data.requests(window.validation_first, window.train_last)
+    model = HistGradientBoostingClassifier(
+        max_iter=400, learning_rate=0.08, max_leaf_nodes=63, l2_regularization=1.0, categorical_features=data.categorical(),
+        early_stopping=True, n_iter_no_change=15, scoring="roc_auc", random_state=seed,
+    )  # fmt: skip
+    model.fit(data.features(fit), exposed_rows(fit).label_R, X_val=data.features(validation), y_val=exposed_rows(validation).label_R)
+    return np.asarray(model.decision_function(data.features(test)), dtype=np.float64)
+
+
+class Judge:
+    """AUC with intervals on one set of rows, from one set of bootstrap draws."""
+
+    def __init__(self, config: Config, rows: Rows) -> None:
+        self.rows, self.confidence = rows, config.evaluate.confidence
+        users, self.user_R = np.unique(rows.user_R, return_inverse=True)
+        self.draw_SU = bootstrap.draws(len(users), config.evaluate.bootstrap, config.train.seed)
+
+    def samples(self, score_R: Floats) -> Floats:
+        """AUC of every replicate."""
+        return bootstrap.auc_samples(score_R, self.rows.label_R, self.rows.weight_R, self.user_R.astype(np.int64), self.draw_SU)
+
+    def auc(self, score_R: Floats) -> float:
+        """AUC of all rows."""
+        return ranking.auc(score_R, self.rows.label_R, self.rows.weight_R)
+
+    def method(self, scores: Sequence[Floats]) -> dict[str, Any]:
+        """Figures of a method, averaged over seeds."""
+        rows, values = self.rows, [self.auc(score) for score in scores]
+        return {
+            "auc": float(np.mean(values)),
+            "auc_by_seed": values,
+            "auc_ci": bootstrap.interval(np.mean([self.samples(s) for s in scores], axis=0), self.confidence),
+            "gauc": float(np.mean([ranking.gauc(s, rows.label_R, rows.user_R, rows.weight_R) for s in scores])),
+        }
+
+    def difference(self, one: Sequence[Floats], other: Sequence[Floats]) -> dict[str, Any]:
+        """AUC of one method less another's, paired over users, averaged over seeds."""
+        gaps = [float(np.mean([self.auc(s) for s in scores])) for scores in (one, other)]
+        samples = [np.mean([self.samples(s) for s in scores], axis=0) for scores in (one, other)]
+        return {"auc": gaps[0] - gaps[1], "auc_ci": bootstrap.interval(samples[0] - samples[1], self.confidence)}
+
+
+def compare(config: Config, day: date, seeds: Sequence[int], settings: Path | None, sets: Sequence[str]) -> dict[str, Any]:
+    """All three rankers on the evaluation days of ``day``."""
+    window = config.run_window(day)
+    scores: dict[str, list[Floats]] = {"dig": [], "base": [], "trees": []}
+    for seed in seeds:
+        for kind in ("dig", "base"):
+            bundle = trained(config, day, kind, seed, settings, sets)
+            data = Data(config, bundle)
+            test = data.requests(window.eval_first, window.eval_last)
+            scores[kind].append(rank_rows(bundle.model, test, bundle.items))
+    rows = exposed_rows(test)
+    scores["trees"].append(trees(config, day, data, test, seeds[0]))
+    judge = Judge(config, rows)
+    gaps = {f"dig_minus_{other}": judge.difference(scores["dig"], scores[other]) for other in ("base", "trees")}
+    return {
+        "date": day.isoformat(),
+        "dataset": config.dataset.name,
+        "sample_users": config.dataset.sample_users,
+        "evaluation": [window.eval_first.isoformat(), window.eval_last.isoformat()],
+        "seeds": list(seeds),
+        "rows": len(rows.label_R),
+        "positives": int(rows.label_R.sum()),
+        "users": int(judge.draw_SU.shape[1]),
+        "methods": {name: judge.method(of) for name, of in scores.items()},
+        "differences": gaps,
+        "limits": {
+            "auc_not_more_than_0.002_below_base": gaps["dig_minus_base"]["auc"] >= -MAX_LOSS_TO_BASE,
+            "auc_above_trees": gaps["dig_minus_trees"]["auc"] > 0,
+        },
+    }
+
+
+def plot(found: dict[str, Any]) -> Figure:
+    """AUC of each ranker, and DIG less the others, with intervals."""
+    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    labels = {"dig": "DIG", "base": "same ranker without DIG", "trees": "gradient-boosted trees"}
+    groups = (
+        (left, "Ranking AUC", {labels[k]: v for k, v in found["methods"].items()}),
+        (right, "DIG less", {labels[k.removeprefix("dig_minus_")]: v for k, v in found["differences"].items()}),
+    )
+    for axes, title, values in groups:
+        for at, value in enumerate(values.values()):
+            axes.plot(value["auc_ci"], (at, at), color="#0b6e99", alpha=0.45, linewidth=3, solid_capstyle="round")
+            axes.plot(value["auc"], at, "o", color="#0b6e99")
+        axes.set_yticks(range(len(values)), list(values))
+        axes.set(title=title, ylim=(len(values) - 0.5, -0.5))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", color="#d9dee3")
+    right.axvline(0, color="#6a737d", linewidth=1)
+    right.axvline(-MAX_LOSS_TO_BASE, color="#c2571a", linewidth=1, linestyle="--")
+    return figure
+
+
+def main() -> None:
+    """Parse the options, compare, write, and say what came out."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--date", type=date.fromisoformat, required=True)
+    parser.add_argument("--config", type=Path, default=None)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="default: train.seed alone")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    config = load(args.config, args.set)
+    found = compare(config, args.date, args.seeds or [config.train.seed], args.config, args.set)
+    args.results.mkdir(parents=True, exist_ok=True)
+    write_json(args.results / "quality.json", found)
+    plot(found).savefig(args.results / "quality.png", dpi=150)
+    for name, value in (found["methods"] | found["differences"]).items():
+        low, high = value["auc_ci"]
+        print(f"{name:16} AUC {value['auc']:+.4f} [{low:+.4f}, {high:+.4f}]")
+    print(found["limits"])
+
+
+if __name__ == "__main__":
+    main()
