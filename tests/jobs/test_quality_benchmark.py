@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import evaluation_world as ew
+import pytest
+
+from benchmarks import quality
+from dig_models.bundle import load_bundle
+from dig_models.evaluate import ranking
+from dig_models.evaluate.scoring import exposed_rows, rank_rows
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """The comparison on a small world; torchrun is left to its own tests: both networks are trained in this process."""
+    world = ew.build(tmp_path_factory.mktemp("quality"), "window.train_days=7", "window.validation_days=2")
+    ew.train(world, seed=world.config.train.seed)
+    bundle = load_bundle(f"{world.config.paths.at('checkpoints')}/{ew.DAY}/bundle")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quality, "trained", lambda *args: bundle)
+        return quality.compare(world.config, ew.DAY, [world.config.train.seed], None, ()), world, bundle
+
+
+def test_all_rankers_are_judged_on_the_same_rows(found):
+    figures, world, bundle = found
+    window = world.config.run_window(ew.DAY)
+    requests = quality.Data(world.config, bundle).requests(window.eval_first, window.eval_last)
+    rows = exposed_rows(requests)
+    assert figures["rows"] == len(rows.label_R)
+    auc = ranking.auc(rank_rows(bundle.model, requests, bundle.items), rows.label_R, rows.weight_R)
+    assert figures["methods"]["dig"]["auc"] == pytest.approx(auc)
+    assert figures["methods"]["base"]["auc"] == pytest.approx(auc)
+
+
+def test_a_model_less_itself_is_exactly_zero_and_so_is_its_interval(found):
+    assert found[0]["differences"]["dig_minus_base"] == {"auc": 0.0, "auc_ci": (0.0, 0.0)}
+    assert found[0]["limits"]["auc_not_more_than_0.002_below_base"]
+
+
+def test_trees_learn_from_the_training_days(found):
+    assert found[0]["methods"]["trees"]["auc"] > 0.7
+
+
+def test_the_trees_see_one_row_for_each_exposed_row(found):
+    _, world, bundle = found
+    window = world.config.run_window(ew.DAY)
+    data = quality.Data(world.config, bundle)
+    requests = data.requests(window.eval_first, window.eval_last)
+    features = data.features(requests)
+    assert len(features) == len(exposed_rows(requests).label_R)
+    assert max(data.categorical()) < features.shape[1]
+    for column in data.categorical():
+        assert features[:, column].max() < quality.CATEGORIES
+
+
+def test_the_figures_are_drawn(found):
+    assert quality.plot(found[0]).get_axes()
