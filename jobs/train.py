@@ -212,7 +212,7 @@ def _write(home: Path, model: Dig, items: ItemTable, report: dict[str, Any], inp
     info |= {"random_negatives": config.train.random_negatives, "catalogue": inputs.catalogue_day.isoformat()}
     writing, old = home / f".bundle-{os.getpid()}", home / f".old-{os.getpid()}"
     shutil.rmtree(writing, ignore_errors=True)
-    save_bundle(writing, model.eval(), items, info)
+    save_bundle(writing, model.eval().cpu(), items, info)
     runs.write_json(home / REPORT, report)
     if bundle.exists():
         bundle.rename(old)
