@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dig_models.evaluate.retrieval import NONE, own_frequency_list, popularity_list
 from dig_models.features import FeatureSpec
-from dig_models.retrieve.beam import OPEN, PrefixCrosses, Retrieved, beam_search, top_items
+from dig_models.retrieve.beam import OPEN, PrefixCrosses, Retrieved, ScoreMemo, beam_search, top_items
 from dig_models.retrieve.rerank import Retriever
 from dig_models.train.data import RequestTable
 
@@ -131,6 +131,7 @@ def _retrieve(
     for g, rows in enumerate(bought):
         fresh_GN[g, rows] = False
     out: dict[Variant, tuple[Rows, Rows]] = {}
+    memo, reranker = ScoreMemo(retriever.trie, len(part)), _Reranker(retriever, users, cross_GNC)
     for variant in VARIANTS:
         found = beam_search(
             retriever.model,
@@ -143,8 +144,9 @@ def _retrieve(
             u2t=u2t,
             path_score=search.path_score,
             allowed_GN=fresh_GN if variant == "new" else None,
+            memo=memo,
         )
-        reranked = _rerank(retriever, users, found, cross_GNC, search.rerank, k) if search.rerank else found
+        reranked = reranker.top(found, search.rerank, k) if search.rerank else found
         out[variant] = _padded(reranked, k), _padded(found, k)
     return out
 
@@ -158,17 +160,30 @@ def _exact_u2t(retriever: Retriever, cross_GNC: Sequence[NDArray[np.float32]]) -
     return u2t
 
 
-def _rerank(
-    retriever: Retriever, users: UserSide, found: Retrieved, cross_GNC: Sequence[NDArray[np.float32]], rerank: int, k: int
-) -> Retrieved:
-    """The first ``rerank`` items found, by the ranking path with real crosses."""
-    request_P, column_P = np.nonzero(found.item_GJ[:, :rerank])
-    item_P = found.item_GJ[request_P, column_P]
-    cross_PC = np.concatenate([cross_NC[item_P[request_P == g]] for g, cross_NC in enumerate(cross_GNC)])
-    request = torch.from_numpy(request_P)
-    e_PD = retriever.embedding_ND.index_select(0, torch.from_numpy(item_P))
-    logit_P = retriever.model.rank_logit(users, request, e_PD, torch.from_numpy(cross_PC), torch.full_like(request, OPEN))
-    return top_items(request_P.astype(np.int64), item_P, logit_P.float().numpy(), len(cross_GNC), k)
+class _Reranker:
+    """The ranking path with real crosses for one chunk of requests; scores each (request, item) once."""
+
+    def __init__(self, retriever: Retriever, users: UserSide, cross_GNC: Sequence[NDArray[np.float32]]) -> None:
+        self.retriever, self.users, self.cross_GNC = retriever, users, cross_GNC
+        self.score_GN = np.full((len(cross_GNC), len(retriever.items)), np.nan, dtype=np.float32)
+
+    def top(self, found: Retrieved, rerank: int, k: int) -> Retrieved:
+        """The first ``rerank`` items found, best ``k`` of them by the ranking path."""
+        request_P, column_P = np.nonzero(found.item_GJ[:, :rerank])
+        item_P = found.item_GJ[request_P, column_P]
+        new = np.isnan(self.score_GN[request_P, item_P])
+        if new.any():
+            self.score_GN[request_P[new], item_P[new]] = self._scores(request_P[new], item_P[new])
+        return top_items(request_P.astype(np.int64), item_P, self.score_GN[request_P, item_P], len(self.cross_GNC), k)
+
+    def _scores(self, request_P: Rows, item_P: Rows) -> NDArray[np.float32]:
+        cross_PC = np.concatenate([cross_NC[item_P[request_P == g]] for g, cross_NC in enumerate(self.cross_GNC)])
+        request = torch.from_numpy(request_P)
+        e_PD = self.retriever.embedding_ND.index_select(0, torch.from_numpy(item_P))
+        domain = torch.full_like(request, OPEN)
+        logit_P = self.retriever.model.rank_logit(self.users, request, e_PD, torch.from_numpy(cross_PC), domain)
+        scored: NDArray[np.float32] = logit_P.float().numpy()
+        return scored
 
 
 def _padded(found: Retrieved, k: int) -> Rows:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -45,6 +46,24 @@ class Retrieved:
     score_GJ: NDArray[np.float32]
 
 
+class ScoreMemo:
+    """Prefix scores of one chunk of requests; searches that differ only in what is allowed share it and score a prefix once."""
+
+    def __init__(self, trie: Trie, requests: int) -> None:
+        self._score_GP = [np.full((requests, trie.nodes(level)), np.nan, dtype=np.float32) for level in range(trie.levels)]
+
+    def scores(
+        self, level: int, request_R: Int64, node_R: Int64, score: Callable[[Int64, Int64], NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """Scores of (request, node) pairs, ``(R,)``; ``score`` is asked for those that are not known yet."""
+        known_GP = self._score_GP[level]
+        new = np.isnan(known_GP[request_R, node_R])
+        if new.any():
+            known_GP[request_R[new], node_R[new]] = score(request_R[new], node_R[new])
+        out: NDArray[np.float32] = known_GP[request_R, node_R]
+        return out
+
+
 @torch.no_grad()
 def node_embeddings(model: Dig, trie: Trie) -> list[Tensor]:
     """Prefix embeddings ``e_sid(1:l)`` of every node, per level float32 ``(P, D)``; depend on the model alone."""
@@ -73,6 +92,7 @@ def beam_search(
     u2t: PrefixCrosses | None = None,
     path_score: Literal["last", "sum_log"] = "last",
     allowed_GN: NDArray[np.bool_] | None = None,
+    memo: ScoreMemo | None = None,
 ) -> Retrieved:
     """Best items of each request by the retrieval path.
 
@@ -90,7 +110,9 @@ def beam_search(
         u2t: crosses of prefixes; None asks ``model.predict_u2t`` (MLP_u2t).
         path_score: ``last`` ranks by the current prefix's probability, ``sum_log`` by the sum of the path's log-probabilities.
         allowed_GN: items that may be returned; prefixes without any are not scored.
+        memo: scores shared with other searches of the same requests, model and crosses.
     """
+    memo = memo or ScoreMemo(trie, requests)
     alive = None if allowed_GN is None else _alive(trie, allowed_GN)
     node_R = np.tile(np.arange(trie.nodes(0), dtype=np.int64), requests)
     request_R = np.repeat(np.arange(requests, dtype=np.int64), trie.nodes(0))
@@ -99,7 +121,8 @@ def beam_search(
         if alive is not None:
             keep = alive[level][request_R, node_R]
             request_R, node_R, path_R = request_R[keep], node_R[keep], path_R[keep]
-        own_R = _log_probability(model, nodes[level], users, level, request_R, node_R, u2t)
+        score = partial(_log_probability, model, nodes[level], users, level, u2t)
+        own_R = memo.scores(level, request_R, node_R, score)
         path_R = path_R + own_R if path_score == "sum_log" else own_R
         if level + 1 < trie.levels:
             kept = np.sort(_best(request_R, path_R, beam))
@@ -109,7 +132,7 @@ def beam_search(
 
 
 def _log_probability(
-    model: Dig, node_PD: Tensor, users: UserSide, level: int, request_R: Int64, node_R: Int64, u2t: PrefixCrosses | None
+    model: Dig, node_PD: Tensor, users: UserSide, level: int, u2t: PrefixCrosses | None, request_R: Int64, node_R: Int64
 ) -> NDArray[np.float32]:
     """Log of the calibrated probability of each (request, prefix), float32 ``(R,)``; keeps the order of the logits."""
     request, prefix_RD = torch.from_numpy(request_R), node_PD.index_select(0, torch.from_numpy(node_R))
