@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -36,3 +36,17 @@ def settings(config: Path | None, sets: list[str] | None) -> Config:
     from jobs.config import load
 
     return load(settings_file(config), sets or [])
+
+
+def local_folder(config: Config, name: Literal["lake", "index"]) -> str:
+    """One of the places, which must be a folder.
+
+    Raises:
+        ConfigError: it is a URL.
+    """
+    from jobs.config import ConfigError
+
+    place = config.paths.at(name)
+    if "://" in place:
+        raise ConfigError(f"paths.{name} {place}: expected a folder (local or a mounted share), found a URL")
+    return place

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.cli_options import ConfigOption, SetOption, settings, settings_file
+from jobs.cli_options import ConfigOption, SetOption, local_folder, settings, settings_file
 
 config_app = typer.Typer(help="Settings in force.", no_args_is_help=True)
 lake_app = typer.Typer(help="Tables and days that were built.", no_args_is_help=True)
@@ -45,7 +45,7 @@ def lake_show(config: ConfigOption = None, sets: SetOption = None, as_json: Json
     from jobs.tables import lake_rows
 
     force = settings(config, sets)
-    rows = lake_rows(force.paths.at("lake"))
+    rows = lake_rows(local_folder(force, "lake"))
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -54,7 +54,7 @@ def lake_show(config: ConfigOption = None, sets: SetOption = None, as_json: Json
         missing = str(row["missing"]) if row["missing"] else ""
         table.add_row(name, str(row["days"]), row["first"], row["last"], missing, f"{row['rows']:,}")
     if not rows:
-        typer.echo(f"{force.paths.at('lake')} holds no partition yet; `dig retrain` builds it")
+        typer.echo(f"{local_folder(force, 'lake')} holds no partition yet; `dig retrain` builds it")
         return
     Console().print(table, highlight=False)
 
@@ -71,7 +71,7 @@ def index_show(
     from dig_models.index.generation import show
     from jobs.tables import generation_table
 
-    found = show(force.paths.at("index"), generation)
+    found = show(local_folder(force, "index"), generation)
     if as_json:
         typer.echo(
             json.dumps({"current": found.current, "generations": found.generations, **found.manifest.model_dump(mode="json")}, indent=2)
@@ -93,7 +93,7 @@ def index_verify(
     force = settings(config, sets)
     from dig_models.index.verify import verify
 
-    found = verify(force.paths.at("index"), generation)
+    found = verify(local_folder(force, "index"), generation)
     console = Console()
     for check, seen in found.checks:
         console.print(f"[green]✓[/] {check}: {seen}", highlight=False)
@@ -115,7 +115,7 @@ def index_diff(
     from dig_models.index.diff import diff
     from jobs.tables import difference_table
 
-    found = diff(Path(force.paths.at("index")), old, new)
+    found = diff(Path(local_folder(force, "index")), old, new)
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
         return
