@@ -129,7 +129,13 @@ def _challenger(config: Config, day: date, spec: FeatureSpec) -> Bundle:
     path = Path(config.paths.at("checkpoints")) / day.isoformat() / "bundle"
     if not path.is_dir():
         raise JobError(f"{path}: no trained model for {day}; run python -m jobs.train --date {day} first")
-    return _load(path, spec)
+    bundle = _load(path, spec)
+    if bundle.model.config.loss.recall == 0:
+        raise JobError(
+            f"{path}: trained with model.loss.recall 0, so it has no semantic IDs to evaluate, promote or publish; "
+            "train with a positive weight (benchmarks/quality.py compares such a ranker with DIG)"
+        )
+    return bundle
 
 
 def _load(path: Path, spec: FeatureSpec | None = None) -> Bundle:
