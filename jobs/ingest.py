@@ -21,7 +21,7 @@ from jobs.entry import Invocation, JobError, run
 from jobs.lake import Lake, Staging, code_digest, digest_of, shown
 from jobs.progress import emit
 from jobs.sources import open_source
-from jobs.sources.base import EVENT_TABLES, SNAPSHOT_TABLES, Source
+from jobs.sources.base import EVENT_TABLES, SNAPSHOT_TABLES, Source, reading
 from jobs.spark import spark_session
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,8 @@ def ingest(spark: SparkSession, config: Config, source: Source, lake: Lake, want
     steps, done = 2 * len(wanted) + 1, 1
     every = sorted({day for days in wanted.values() for day in days})
     emit(NAME, 0, steps)
-    source.check(spark, every)
+    with reading("interactions"):
+        source.check(spark, every)
     emit(NAME, done, steps)
     code, digest = code_digest(*SOURCES), settings_digest(config.dataset)
     run_id = f"{NAME}-{every[0]}-{every[-1]}"
@@ -88,7 +89,8 @@ def ingest(spark: SparkSession, config: Config, source: Source, lake: Lake, want
         staged: dict[str, Staging] = {}
         for table, days in wanted.items():
             staged[table] = stack.enter_context(lake.stage(table, run_id))
-            staged[table].write(source.frame(table, spark, days), days, sort=SORT[table], clustered=table in source.clustered)
+            with reading(table):
+                staged[table].write(source.frame(table, spark, days), days, sort=SORT[table], clustered=table in source.clustered)
             done += 1
             emit(NAME, done, steps, table=table, days=len(days))
         stats = {}

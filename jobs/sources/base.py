@@ -9,13 +9,16 @@ from __future__ import annotations
 import glob
 import hashlib
 import logging
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -97,6 +100,22 @@ class Source(ABC):
         """Text shown for an item: its ``item_name`` columns without the nulls, or its id."""
         text = F.concat_ws(", ", *(F.col(c).cast("string") for c in self.dataset.item_name))
         return F.when(F.length(text) > 0, text).otherwise(F.col("item_id"))
+
+
+@contextmanager
+def reading(table: str) -> Iterator[None]:
+    """Turn Spark's word on bad raw data into ours.
+
+    Raises:
+        RawDataError: Spark could not read a file or a record; other errors pass as they are.
+    """
+    try:
+        yield
+    except PySparkException as error:
+        said = re.search(r"\[(?:MALFORMED|FAILED_READ_FILE|CANNOT_PARSE|USER_RAISED_EXCEPTION)[\w.]*\] ([^\n]*)", str(error))
+        if said is None:
+            raise
+        raise RawDataError(f"raw data for table {table}: {said.group(1)[:500]}") from error
 
 
 def day_frame(spark: SparkSession, days: Iterable[date]) -> DataFrame:

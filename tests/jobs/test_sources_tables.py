@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 
 from jobs.config import DatasetConfig
 from jobs.sources import open_source
-from jobs.sources.base import RawDataError, Source
+from jobs.sources.base import RawDataError, Source, reading
 
 pytestmark = pytest.mark.slow
 DAY, NEXT = date(2024, 3, 5), date(2024, 3, 6)
@@ -223,5 +223,5 @@ def test_fields_without_their_table_are_an_error(spark: SparkSession, tmp_path: 
 
 def test_a_malformed_csv_row_is_an_error(spark: SparkSession, tmp_path: Path) -> None:
     path = csv(tmp_path / "e.csv", "user_id,item_id,ts", "a,x,2024-03-05 10:00:00,too,many")
-    with pytest.raises(Exception, match="MALFORMED_RECORD"):
+    with pytest.raises(RawDataError, match="raw data for table interactions: Malformed"), reading("interactions"):
         open_source(dataset({"path": path, "format": "csv"})).interactions(spark, [DAY]).collect()
