@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +42,27 @@ class Output:
 
 
 class Recorder:
-    """Airflow listener: what ran, how long, why it failed; keeps ``stages.json`` and the progress events up to date."""
+    """Airflow listener: what ran, how long, why it failed; keeps ``stages.json`` and the progress events up to date.
 
-    def __init__(self, folder: Path, output: Output, memory: PeakMemory) -> None:
+    Args:
+        folder: folder of the run.
+        output: where the tasks' output goes.
+        memory: watches the process tree.
+        at_start: called whenever a task starts.
+    """
+
+    def __init__(self, folder: Path, output: Output, memory: PeakMemory, at_start: Callable[[], None] = lambda: None) -> None:
         self.folder = folder
         self.output = output
         self.memory = memory
+        self.at_start = at_start
         self.seconds: dict[str, float] = {}
         self.failed: dict[str, str] = {}
         self._begun = self._since = time.monotonic()
 
     def start(self, task_id: str) -> None:
         """A task starts."""
+        self.at_start()
         emit(task_id, 0, 1, event="start")
         self.output.to(task_id)
         self._since = time.monotonic()

@@ -16,10 +16,12 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from dags.recorder import AIRFLOW, Output, Recorder
 from jobs.config import CONF_DIR, Config, ConfigError, load
+from jobs.entry import JobError
+from jobs.files import exclusive
 from jobs.processes import PeakMemory, stop, tree
 from jobs.progress import emit
 from jobs.runs import run_dir
@@ -162,6 +164,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)  # Airflow would take an exception for a failed task, and go on
 
 
+def _take_signals() -> None:
+    # Airflow takes SIGTERM for itself when it starts a task, and would then only fail that task.
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the DAGs for a date.
 
@@ -182,14 +190,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         told.write(f"{error}\n")
         return 2
-    set_environment(config, day, place, args.set)
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with exclusive(Path(config.paths.home).resolve() / "airflow" / "run.lock", wait=False):
+            set_environment(config, day, place, args.set)
+            return _recorded(config, day, told)
+    except JobError as error:
+        told.write(f"{error}\n")
+        return 2
+
+
+def _recorded(config: Config, day: date, told: TextIO) -> int:
+    _take_signals()
     folder = run_dir(config, day)
     output = Output(folder / "logs")
     output.to(AIRFLOW)
     with PeakMemory(os.getpid()) as memory:
-        recorder = Recorder(folder, output, memory)
+        recorder = Recorder(folder, output, memory, at_start=_take_signals)
         try:
             follow(day, recorder)
         except Exception as error:

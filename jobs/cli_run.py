@@ -56,8 +56,8 @@ def retrain(asked: str | None, place: Path | None, sets: list[str]) -> int:
     console = Console()
     folder = run_dir(config, day)
     console.print(Text.assemble(("dig retrain ", "bold"), f"{config.dataset.name} {day}  logs: {folder / 'logs'}"), soft_wrap=True)
-    with tempfile.TemporaryFile("w+") as errors:
-        status = _watch(_command(file, sets, day), folder / "progress.jsonl", console, errors)
+    with tempfile.TemporaryDirectory(prefix="dig-") as scratch, Path(scratch, "errors").open("w+") as errors:
+        status = _watch(_command(file, sets, day), Path(scratch, "progress.jsonl"), console, errors)
         if status == 0:
             from jobs.closing import close
 
@@ -75,7 +75,6 @@ def _command(file: Path, sets: list[str], day: date) -> list[str]:
 
 
 def _watch(command: list[str], progress: Path, console: Console, errors: IO[str]) -> int:
-    progress.unlink(missing_ok=True)
     root = str(Path(__file__).resolve().parent.parent)
     environment = os.environ | {
         "DIG_PROGRESS": str(progress),

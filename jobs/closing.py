@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from jobs.recommend import Answer, Recommender
 
+STAGES = ("ingest", "item_features", "u2i_crosses", "examples", "train", "evaluate", "register", "promote", "publish", "summary", "report")
 HOUSEHOLDS = 3
 PRODUCTS = 5
 MIN_HISTORY = 5
@@ -31,7 +32,7 @@ def close(console: Console, config: Config, day: date) -> None:
     """
     summary = runs.read(config, day, "summary")
     console.print()
-    console.print(stage_table(summary))
+    console.print(stage_table(summary | runs.read(config, day, "stages")))
     console.print()
     console.print(figure_table(summary))
     for answer in sample_answers(config):
@@ -46,8 +47,8 @@ def stage_table(summary: Mapping[str, Any]) -> Table:
     """Seconds of each stage, and the memory peak."""
     table = plain_table("stage", "seconds", title=f"{summary['dataset']} {summary['date']}", right=("seconds",))
     seconds: dict[str, float] = summary["seconds"]
-    for stage, spent in seconds.items():
-        table.add_row(stage, f"{spent:.1f}")
+    for stage in sorted(seconds, key=lambda name: (STAGES.index(name) if name in STAGES else len(STAGES), name)):
+        table.add_row(stage, f"{seconds[stage]:.1f}")
     table.add_row("total", f"{sum(seconds.values()):.1f}", style="bold")
     table.add_row("peak memory", f"{summary['peak_rss_bytes'] / 1e9:.2f} GB")
     return table

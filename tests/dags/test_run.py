@@ -15,6 +15,7 @@ import pytest
 from dags import run
 from dags.recorder import reason_of
 from jobs.config import CONF_DIR, load
+from jobs.files import exclusive
 from tests.dags.conftest import DAGS
 
 
@@ -87,6 +88,14 @@ def test_settings_and_dates_that_cannot_be_used_are_one_line_and_status_2(tmp_pa
     done = started(tmp_path, environment, "--set", "train.lrr=1")
     assert (done.returncode, done.stderr) == (2, "--set train.lrr: train.lrr: unknown key; did you mean 'lr'?\n")
     assert not (tmp_path / "home").exists()
+
+
+def test_a_second_run_in_the_same_home_is_refused(tmp_path: Path, environment: dict[str, str]) -> None:
+    with exclusive(tmp_path / "home" / "airflow" / "run.lock"):
+        done = started(tmp_path, environment, "--date", "2017-11-15")
+    assert done.returncode == 2
+    assert "run.lock: held by another run" in done.stderr
+    assert not (tmp_path / "home" / "runs").exists()
 
 
 def test_overrides_reach_the_jobs_as_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
