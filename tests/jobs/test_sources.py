@@ -7,7 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from jobs.config import DatasetConfig
+from jobs.sources import open_source
 from jobs.sources.base import RawDataError, compare_columns, fingerprint, local_files, parquet_schema
 from jobs.sources.tables import _day_pattern
 
@@ -75,3 +78,9 @@ def test_the_day_is_found_in_the_path(path: str) -> None:
     file = path.replace("{ds}", "2024-03-05").replace("*", "part-1")
     found = re.search(_day_pattern(path), f"file://{file}/x.csv")
     assert found is not None and found.group(1) == "2024-03-05"
+
+
+def test_the_data_set_of_the_how_to_is_valid() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "own-data.md").read_text()
+    loaded = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    assert open_source(DatasetConfig.model_validate(loaded)).dataset.name == "shop"
