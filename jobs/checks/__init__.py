@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
@@ -109,10 +109,10 @@ def _suites(
 ) -> tuple[list[Suite], list[date]]:
     limits = config.checks
     known = _history(gate.table, profiles, days, limits.trailing_days, lake)
-    trailing = {d: [known[t] for t in _before(d, limits.trailing_days) if t in known] for d in days}
+    trailing = {d: {t: known[t] for t in _before(d, limits.trailing_days) if t in known} for d in days}
     compared = {d.isoformat(): compare(gate, profiles[d.isoformat()], trailing[d], limits.min_trailing_days) for d in days}
     asked = {d.isoformat(): profiles[d.isoformat()] for d in days}
-    empty = {d.isoformat(): None if d in limits.quiet_days else _if_empty(gate, d, known, trailing[d], lake) for d in days}
+    empty = {d.isoformat(): None if d in limits.quiet_days else _if_empty(gate, d, known, trailing[d].values(), lake) for d in days}
     suites = [schema_suite(gate, types), rows_suite(gate, profiles), days_suite(gate, asked, compared, empty, limits)]
     return suites, [d for d in days if compared[d.isoformat()].history < limits.min_trailing_days]
 
@@ -131,7 +131,7 @@ def _history(table: str, profiles: Mapping[str, DayProfile], days: Sequence[date
     return known
 
 
-def _if_empty(gate: Gate, day: date, known: Mapping[date, DayProfile], trailing: Sequence[DayProfile], lake: Lake) -> Severity | None:
+def _if_empty(gate: Gate, day: date, known: Mapping[date, DayProfile], trailing: Iterable[DayProfile], lake: Lake) -> Severity | None:
     """How bad it is when a day has no rows.
 
     Raw tables: a warning if a later day has rows, which shows that the source did arrive and the day was a quiet one.

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
+from functools import cache
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 HIST = "hist"
 NOISE_QUANTILE = 0.999
+USUAL_QUANTILE = 0.9
+WEEK = 7
 CALENDAR_SHARE = 0.99
 Histogram = NDArray[np.float64]
 
@@ -132,15 +136,17 @@ def _count_bins(gate: Gate, staged: DataFrame, days: dict[str, DayProfile]) -> N
         days[row["ds"] or "null"].hist.setdefault(name, np.zeros(BINS))[row["code"] % BINS] = row["count"]
 
 
-def psi(now: Histogram, before: Histogram) -> float:
-    """Population stability index of two histograms ``(BINS,)``: sum of (p - q) ln(p / q), half a count added to each used bin.
+def psi(now: Histogram, before: Histogram) -> Histogram:
+    """Population stability index of histograms ``(…, BINS)``: sum of (p - q) ln(p / q), half a count added to each used bin.
 
     0 means the same shares; 0.1 is usually called small, 0.25 large.
     """
     used = (now + before) > 0
-    p, q = now[used] + 0.5, before[used] + 0.5
-    p, q = p / p.sum(), q / q.sum()
-    return float(np.sum((p - q) * np.log(p / q)))
+    p, q = np.where(used, now + 0.5, 0.0), np.where(used, before + 0.5, 0.0)
+    p, q = p / p.sum(axis=-1, keepdims=True), q / q.sum(axis=-1, keepdims=True)
+    logs = np.log(np.where(used, p, 1.0) / np.where(used, q, 1.0))
+    total: Histogram = np.sum((p - q) * logs, axis=-1)
+    return total
 
 
 def psi_noise(now: Histogram, before: Histogram, *, rows: float, rows_before: float) -> float:
@@ -152,10 +158,15 @@ def psi_noise(now: Histogram, before: Histogram, *, rows: float, rows_before: fl
         rows: independent observations behind ``now`` (elements of one row are not).
         rows_before: independent observations behind ``before``.
     """
+    free = max(int(((now + before) > 0).sum()) - 1, 1)
+    return _chi2_point(free) * (1 / max(rows, 1.0) + 1 / max(rows_before, 1.0))
+
+
+@cache
+def _chi2_point(free: int) -> float:
     from scipy.stats import chi2
 
-    free = max(int(((now + before) > 0).sum()) - 1, 1)
-    return float(chi2.ppf(NOISE_QUANTILE, free)) * (1 / max(rows, 1.0) + 1 / max(rows_before, 1.0))
+    return float(chi2.ppf(NOISE_QUANTILE, free))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +177,7 @@ class Comparison:
         history: trailing days with rows.
         rows: row count over the trailing median.
         label_rate: label rate over the trailing median.
-        psi: drift of each feature beyond sampling noise.
+        psi: drift of each feature beyond what chance and the usual differences between weeks explain.
     """
 
     history: int
@@ -175,41 +186,63 @@ class Comparison:
     psi: dict[str, float | None]
 
 
-def compare(gate: Gate, today: DayProfile, trailing: Sequence[DayProfile], min_days: int) -> Comparison:
+def compare(gate: Gate, today: DayProfile, trailing: Mapping[date, DayProfile], min_days: int) -> Comparison:
     """Compare a day with the days before it.
 
     Args:
         gate: the table's gate; names the features.
         today: profile of the day.
-        trailing: profiles of earlier days, in any order; days without rows do not count.
+        trailing: profiles of earlier days; those without rows do not count.
         min_days: with fewer trailing days nothing is compared.
     """
-    full = [p for p in trailing if p.rows]
+    full = {day: p for day, p in trailing.items() if p.rows}
     if len(full) < min_days or not today.rows:
         return Comparison(history=len(full), rows=None, label_rate=None, psi=dict.fromkeys(gate.feature_names))
-    rates = [p.label_rate for p in full if p.label_rate]
+    rates = [p.label_rate for p in full.values() if p.label_rate]
     rate = today.label_rate
-    drift = {name: _drift(gate, name, today, full, min_days) for name in gate.feature_names}
     return Comparison(
         history=len(full),
-        rows=today.rows / median(p.rows for p in full),
+        rows=today.rows / median(p.rows for p in full.values()),
         label_rate=None if rate is None or len(rates) < min_days else rate / median(rates),
-        psi=drift,
+        psi={name: _drift(gate, name, today, full, min_days) for name in gate.feature_names},
     )
 
 
-def _drift(gate: Gate, name: str, today: DayProfile, full: Sequence[DayProfile], min_days: int) -> float | None:
+def _drift(gate: Gate, name: str, today: DayProfile, full: Mapping[date, DayProfile], min_days: int) -> float | None:
     now = today.hist.get(name)
-    known = [p for p in full if name in p.hist]
-    if now is None or len(known) < min_days:
+    known = {day: p for day, p in full.items() if name in p.hist}
+    if now is None or not known:
         return None
-    days = np.stack([p.hist[name] for p in known])
+    days = np.stack([p.hist[name] for p in known.values()])
+    usual = usual_psi(days, np.array([day.toordinal() for day in known]))
     before = days.sum(axis=0)
-    if _is_calendar(days, before):
+    if len(usual) < min_days or _is_calendar(days, before):
         return None
     # Elements of one row share most of their values: rows, not elements, are the independent observations.
-    n, m = _observations(gate, name, [today]), _observations(gate, name, known)
-    return max(psi(now, before) - psi_noise(now, before, rows=n, rows_before=m), 0.0)
+    n, m = _observations(gate, name, [today]), _observations(gate, name, list(known.values()))
+    chance = psi_noise(now, before, rows=n, rows_before=m)
+    return max(float(psi(now, before)) - max(chance, float(np.quantile(usual, USUAL_QUANTILE))), 0.0)
+
+
+def usual_psi(days: NDArray[np.float64], ordinal: NDArray[np.int64]) -> Histogram:
+    """PSI of each trailing day against those at least a week from it: what the calendar and weekly promotions do anyway.
+
+    Args:
+        days: histograms ``(days, BINS)``.
+        ordinal: day numbers ``(days,)``.
+
+    Returns:
+        One figure for each day that has such others.
+    """
+    far = np.abs(ordinal[:, None] - ordinal[None, :]) >= WEEK
+    has = far.any(axis=1)
+    return psi(days[has], far[has].astype(np.float64) @ days)
+
+
+def _is_calendar(days: NDArray[np.float64], before: Histogram) -> bool:
+    """Whether a feature is constant within each day but changes over days, as the weekday does: comparing a day with others is no use."""
+    within = days.max(axis=1) / days.sum(axis=1)
+    return bool(np.quantile(within, 1 - USUAL_QUANTILE) >= CALENDAR_SHARE and before.max() / before.sum() < 0.5)
 
 
 def _observations(gate: Gate, name: str, days: Sequence[DayProfile]) -> float:
@@ -217,9 +250,3 @@ def _observations(gate: Gate, name: str, days: Sequence[DayProfile]) -> float:
     plain = [f.name for f in gate.features if not f.many]
     counted = name if name in plain or not plain else plain[0]
     return float(sum(p.hist[counted].sum() for p in days if counted in p.hist))
-
-
-def _is_calendar(days: NDArray[np.float64], before: Histogram) -> bool:
-    """Whether a feature is constant within each day but not over days, as the weekday is: comparing a day with others is no use."""
-    within = days.max(axis=1) / days.sum(axis=1)
-    return bool(np.median(within) >= CALENDAR_SHARE and before.max() / before.sum() < CALENDAR_SHARE)

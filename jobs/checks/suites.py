@@ -124,7 +124,7 @@ def days_suite(
     for name in gate.feature_names:
         for severity, limit in zip(SEVERITIES, (limits.max_psi, limits.warn_psi), strict=True):
             says = f"PSI against the trailing days at most {limit:g}"
-            expected.append(_expect(f"PSI {name}", name, says, severity, bounds=(None, limit), unit="beyond sampling noise"))
+            expected.append(_expect(f"PSI {name}", name, says, severity, bounds=(None, limit), unit="beyond the usual"))
     rows = [{"ds": ds} | _day_row(gate, day, compared[ds], if_empty.get(ds)) for ds, day in sorted(days.items())]
     return Suite(name=f"{gate.table}_days", rows=rows, expected=tuple(expected))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -104,20 +104,31 @@ def test_a_shift_of_a_large_day_exceeds_the_noise() -> None:
 # ---- comparison with trailing days
 
 
+def over(profiles: list[DayProfile]) -> dict[date, DayProfile]:
+    """Profiles of consecutive days."""
+    return {date(2020, 3, 1) + timedelta(days=i): p for i, p in enumerate(profiles)}
+
+
 def history(count: int, rows: int = 100) -> list[DayProfile]:
     return [profile_of(rows, kind=bins(b2=rows / 2, b3=rows / 2)) for _ in range(count)]
 
 
 def test_few_trailing_days_are_no_history(tmp_path: Path) -> None:
     gate = gate_of("items", config_of(tmp_path))
-    found = compare(gate, profile_of(1, kind=bins(b9=1)), [*history(3), *(DayProfile() for _ in range(9))], min_days=4)
+    found = compare(gate, profile_of(1, kind=bins(b9=1)), over([*history(3), *(DayProfile() for _ in range(9))]), min_days=4)
     assert (found.history, found.rows, found.psi["kind"]) == (3, None, None)
+
+
+def test_drift_needs_days_a_week_apart_but_volume_does_not(tmp_path: Path) -> None:
+    gate = gate_of("items", config_of(tmp_path))
+    found = compare(gate, profile_of(100, kind=bins(b9=100)), over(history(8)), min_days=4)
+    assert (found.history, found.rows, found.psi["kind"]) == (8, 1.0, None)
 
 
 def test_drift_is_measured_beyond_sampling_noise(tmp_path: Path) -> None:
     gate = gate_of("items", config_of(tmp_path))
-    same = compare(gate, profile_of(100, kind=bins(b2=55, b3=45)), history(6), min_days=4)
-    other = compare(gate, profile_of(100, kind=bins(b2=2, b9=98)), history(6), min_days=4)
+    same = compare(gate, profile_of(100, kind=bins(b2=55, b3=45)), over(history(10)), min_days=4)
+    other = compare(gate, profile_of(100, kind=bins(b2=2, b9=98)), over(history(10)), min_days=4)
     assert same.psi["kind"] == 0.0
     assert other.psi["kind"] is not None and other.psi["kind"] > 2.0
     assert other.rows == 1.0
@@ -125,15 +136,28 @@ def test_drift_is_measured_beyond_sampling_noise(tmp_path: Path) -> None:
 
 def test_a_calendar_feature_does_not_drift_when_the_day_changes(tmp_path: Path) -> None:
     gate = gate_of("requests", config_of(tmp_path))
-    weekdays = [profile_of(50, weekday=bins(**{f"b{2 + i}": 50})) for i in range(6)]
-    assert compare(gate, profile_of(50, weekday=bins(b8=50)), weekdays, min_days=4).psi["weekday"] is None
+    weekdays = [profile_of(50, weekday=bins(**{f"b{2 + i % 7}": 50})) for i in range(17)]
+    assert compare(gate, weekdays[-1], over(weekdays[:-1]), min_days=4).psi["weekday"] is None
 
 
-def test_a_feature_that_was_constant_for_long_drifts_when_it_changes(tmp_path: Path) -> None:
+def test_a_new_promotion_differs_as_usual_and_what_no_week_had_drifts(tmp_path: Path) -> None:
     gate = gate_of("requests", config_of(tmp_path))
-    constant = [profile_of(50, store_id=bins(b3=50)) for _ in range(6)]
-    found = compare(gate, profile_of(50, store_id=bins(b7=50)), constant, min_days=4).psi["store_id"]
-    assert found is not None and found > 2.0
+    rng = np.random.default_rng(1)
+    weeks = [rng.dirichlet(np.full(8, 2.0)) * 900 for _ in range(4)]
+    trailing = over([profile_of(900, store_id=np.pad(weeks[i // 7], (2, BINS - 10))) for i in range(28)])
+    new_week = profile_of(900, store_id=np.pad(rng.dirichlet(np.full(8, 2.0)) * 900, (2, BINS - 10)))
+    lost = compare(gate, profile_of(900, store_id=bins(b0=900)), trailing, min_days=7).psi["store_id"]
+    usual = compare(gate, new_week, trailing, min_days=7).psi["store_id"]
+    assert usual is not None and usual < 0.25
+    assert lost is not None and lost > 2.0
+
+
+def test_one_odd_trailing_day_does_not_hide_drift(tmp_path: Path) -> None:
+    gate = gate_of("requests", config_of(tmp_path))
+    trailing = [profile_of(50, store_id=bins(b3=50)) for _ in range(15)]
+    trailing[4] = profile_of(50, store_id=bins(b7=50))
+    found = compare(gate, profile_of(50, store_id=bins(b7=50)), over(trailing), min_days=4).psi["store_id"]
+    assert found is not None and found > 1.0
 
 
 def test_array_elements_count_as_one_observation_a_row(tmp_path: Path) -> None:
@@ -145,7 +169,7 @@ def test_array_elements_count_as_one_observation_a_row(tmp_path: Path) -> None:
         return profile_of(6, **{wide: bins(b2=first, b9=second), plain: bins(b3=6)})
 
     # 600 elements differ, but they come from 6 requests: no evidence of drift.
-    assert compare(gate, day(400, 200), [day(250, 350) for _ in range(6)], min_days=4).psi[wide] == 0.0
+    assert compare(gate, day(400, 200), over([day(250, 350) for _ in range(10)]), min_days=4).psi[wide] == 0.0
 
 
 # ---- judgement
@@ -192,7 +216,7 @@ def test_nothing_is_compared_and_nothing_fails_without_history(tmp_path: Path) -
     config = config_of(tmp_path)
     gate = gate_of("examples", config)
     day = DayProfile(rows=3, figures={"positives": 1.0, "exposed_weight": 9.0, "exposed_positives": 1.0})
-    compared = {"2020-03-01": compare(gate, day, [], min_days=4)}
+    compared = {"2020-03-01": compare(gate, day, {}, min_days=4)}
     suite = days_suite(gate, {"2020-03-01": day}, compared, {"2020-03-01": "critical"}, config.checks)
     assert judge(docs.open_context(config, "examples"), "examples", [suite], date(2020, 3, 1)) == []
 

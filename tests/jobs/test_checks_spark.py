@@ -241,10 +241,11 @@ def test_too_little_history_is_recorded_and_not_failed(spark: SparkSession, lake
 
 
 def test_drift_of_a_feature_stops_the_commit(spark: SparkSession, lake: Lake) -> None:
-    trailing(spark, lake, "interactions", 6, value=1.5)
-    rows = [row | {"value": 900.0} for row in rows_of("interactions", days(7)[-1])]
-    with pytest.raises(GateFailed, match=r"value: expected PSI against the trailing days at most 0.5; 2020-03-07: \d"):
-        last_day(spark, lake, "interactions", 7, rows)
+    trailing(spark, lake, "interactions", 9, value=1.5)
+    rows = [row | {"value": 900.0} for row in rows_of("interactions", days(10)[-1])]
+    config = config_of(lake.root.parent, trailing_days=9)
+    with pytest.raises(GateFailed, match=r"value: expected PSI against the trailing days at most 0.5; 2020-03-10: \d"):
+        check("interactions", frame(spark, "interactions", rows), days(10)[-1:], config=config, lake=lake, spark=spark)
 
 
 def test_earlier_days_of_a_range_are_trailing_days_of_later_ones(spark: SparkSession, lake: Lake) -> None:
