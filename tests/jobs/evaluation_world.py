@@ -258,3 +258,15 @@ def train(world: World, day: date = DAY, *, steps: int = 30, seed: int = 0, line
     model.eval()
     info = {"date": day.isoformat(), "lineage": lineage or f"{seed:064x}", "keep_rate": 1.0, "seed": seed}
     return save_bundle(Path(world.config.paths.at("checkpoints")) / day.isoformat() / "bundle", model, world.items, info)
+
+
+def publishable(world: World, day: date = DAY) -> None:
+    """Commit what publication reads beside the cross arrays: the catalogue of the day, and the state of every user at its end."""
+    lake = Lake(world.config.paths.at("lake"))
+    window = world.config.run_window(day)
+    commit(lake, "item_features", day, world.table)
+    columns = [n for n in example_schema(world.spec).names if n not in ("request_id", "item", "label", "source", "weight", "cross")]
+    seen = lake.read_arrow("examples", days_between(window.eval_first, window.eval_last), columns=columns)
+    newest = {row["user_id"]: row for row in seen.to_pylist()}  # days ascend
+    state = [row | {"ts": (epoch_day(day) + 1) * SECONDS_PER_DAY, "ds": day.isoformat()} for row in newest.values()]
+    commit(lake, "user_state", day, pa.Table.from_pylist(state, schema=seen.schema))
