@@ -72,7 +72,7 @@ def run(
     if (args.date is None) == (first is None or last is None):
         parser.error("give either --date D or --from A --to B" if ranges else "--date is required")
     try:
-        days = [args.date] if args.date else days_between(first, last)
+        days = [args.date] if first is None or last is None else days_between(first, last)
         if not days:
             raise ConfigError(f"--from {first} --to {last}: the range is empty; --from must not be after --to")
         main(Invocation(config=load(args.config, args.set), days=days, options=args))

@@ -1,6 +1,6 @@
 """Train DIG for a date: ``torchrun … -m jobs.train --date D``, or alone as one process.
 
-Reads examples of the training window, the catalogue of its last day and the cross arrays of ``D``; writes
+Reads examples of the training window, the items they show and the cross arrays of ``D``; writes
 ``<checkpoints>/<D>/bundle`` and ``<runs>/<D>/train.json``. A training that was cut short goes on from its last checkpoint; one whose
 bundle is there with the same lineage is done already.
 """
@@ -75,7 +75,7 @@ def _train(inputs: TrainInputs, world: World) -> None:
     config, day = inputs.config, inputs.day
     home = Path(config.paths.at("checkpoints")) / day.isoformat()
     spec = config.dataset.spec()
-    items = ItemTable.from_arrow(inputs.lake.read_arrow("item_features", [inputs.catalogue_day]), spec)
+    items = ItemTable.from_arrow(inputs.items_shown(), spec)
     if len(items) < 2:
         raise JobError(f"item_features of {inputs.catalogue_day} hold no item: nothing to recommend; lower dataset.catalogue.min_events")
     torch.manual_seed(config.train.seed)
@@ -114,7 +114,7 @@ def _train(inputs: TrainInputs, world: World) -> None:
     peak = _peak_rss(world)
     if tracker:
         report = _report(inputs, start, record, world, peak, tracker.run_id)
-        _write(home, model, items, report, inputs)
+        _write(home, model, report, inputs)
         tracker.close(report)
         runs.save(config, day, STAGE, report)
     world.barrier()
@@ -204,15 +204,18 @@ def _report(inputs: TrainInputs, start: Start, record: Record, world: World, pea
     }
 
 
-def _write(home: Path, model: Dig, items: ItemTable, report: dict[str, Any], inputs: TrainInputs) -> None:
-    """The bundle, whole or not at all; then the checkpoints have served."""
+def _write(home: Path, model: Dig, report: dict[str, Any], inputs: TrainInputs) -> None:
+    """The bundle on the catalogue of the last day, whole or not at all; then the checkpoints have served."""
     config, bundle = inputs.config, home / "bundle"
     info = {k: report[k] for k in ("date", "lineage", "ancestor", "window", "inputs", "mlflow_run_id")}
     info |= {"dataset": config.dataset.name, "keep_rate": config.dataset.sampling.exposed_negative_rate, "seed": config.train.seed}
     info |= {"random_negatives": config.train.random_negatives, "catalogue": inputs.catalogue_day.isoformat()}
     writing, old = home / f".bundle-{os.getpid()}", home / f".old-{os.getpid()}"
     shutil.rmtree(writing, ignore_errors=True)
-    save_bundle(writing, model.eval().cpu(), items, info)
+    items = ItemTable.from_arrow(inputs.lake.read_arrow("item_features", [inputs.catalogue_day]), model.spec)
+    model = model.eval().cpu()
+    model.set_items(items)
+    save_bundle(writing, model, items, info)
     runs.write_json(home / REPORT, report)
     if bundle.exists():
         bundle.rename(old)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -30,7 +31,6 @@ class TrainInputs:
 
     Attributes:
         fit, validation: data folders of the examples.
-        item_days: the day whose ``item_features`` are the catalogue.
         inputs: content digests by table and day.
     """
 
@@ -61,8 +61,20 @@ class TrainInputs:
 
     @property
     def catalogue_day(self) -> date:
-        """Day whose items the model knows: the last day of training."""
+        """Day whose items the bundle holds: the last day of training."""
         return self.window.train_last
+
+    def items_shown(self) -> pa.Table:
+        """Every item that an example of the window may show, as its newest ``item_features`` row.
+
+        Training on the last day's catalogue alone would leave out the rows of items that have fallen out of it since, the ones
+        that sold least, and so raise the label rate that the model takes for granted.
+        """
+        table = self.lake.read_arrow("item_features", _catalogue_days(self.window))
+        table = table.sort_by([("item_hash", "ascending"), ("ds", "descending")])
+        hash_M = table.column("item_hash").to_numpy()
+        newest_M = np.concatenate([[True], hash_M[1:] != hash_M[:-1]]) if len(hash_M) else np.zeros(0, bool)
+        return table.filter(pa.array(newest_M))
 
 
 def train_inputs(config: Config, day: date) -> TrainInputs:
@@ -76,7 +88,7 @@ def train_inputs(config: Config, day: date) -> TrainInputs:
     window, lake = config.run_window(day), Lake(config.paths.at("lake"))
     fit = days_between(window.train_first, window.fit_last)
     validation = days_between(window.validation_first, window.train_last)
-    needed = {"examples": fit + validation, "item_features": [window.train_last], "cross_arrays": [day]}
+    needed = {"examples": fit + validation, "item_features": _catalogue_days(window), "cross_arrays": [day]}
     for table, days in needed.items():
         _same_settings(config, lake.require(table, days))
     found = TrainInputs(
@@ -94,6 +106,11 @@ def train_inputs(config: Config, day: date) -> TrainInputs:
             "check ingest of these days, or train for a date whose window has events"
         )
     return found
+
+
+def _catalogue_days(window: Window) -> list[date]:
+    """Examples of a day show the catalogue of the day before; the last day's is what the model will serve."""
+    return days_between(window.train_first - timedelta(days=1), window.train_last)
 
 
 def _same_settings(config: Config, markers: list[Marker]) -> None:
