@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
 
 log = logging.getLogger(__name__)
+BROADCAST_ROWS = 1_000_000
 InputDays = Callable[[date], Mapping[str, Sequence[date]]]
 """Which days of which tables a day is made from."""
 
@@ -87,6 +88,14 @@ class Build:
         """The frame with a column ``<table>_ds``: the snapshot that stands for each row's ``ds``."""
         pairs = [(day.isoformat(), snapshot.isoformat()) for day, snapshot in self.snapshots(table, days).items()]
         return frame.join(F.broadcast(self.spark.createDataFrame(pairs, f"ds string, {table}_ds string")), "ds")
+
+    def few(self, frame: DataFrame, table: str, days: Sequence[date]) -> DataFrame:
+        """A frame that has at most the rows of some days of a table, marked for broadcast if those are few.
+
+        Spark's own estimate of a joined or grouped frame is too far off to decide that.
+        """
+        rows = sum(marker.rows for marker in self.lake.require(table, days))
+        return F.broadcast(frame) if rows <= BROADCAST_ROWS else frame
 
     def to_do(self, table: str, days: Sequence[date], made_from: InputDays) -> list[date]:
         """The days to build: all, or with ``missing`` those that are not up to date."""

@@ -45,7 +45,7 @@ def export(build: Build, window: Window) -> int:
     # Every item that can be in a catalogue of the window has its events in these days.
     popular = window_before(window.train_first - timedelta(days=1), max(longest, dataset.catalogue.window_days), dataset.first_date)
     popular = days_between(popular[0], last)
-    sources = {"u2i_daily": events, "item_daily": popular, "offers": offered}
+    sources = {"u2i_daily": events, "item_daily": popular, "offers": offered, "requests": offered}
     inputs = build.inputs(sources)
     if build.missing and lake.is_current(TABLE, last, inputs=inputs, config=build.settings, code=build.code):
         return 0
@@ -112,10 +112,10 @@ def offer_code(column: OfferColumn) -> Column:
 
 
 def _offers(writer: CrossWriter, build: Build, columns: Sequence[OfferColumn], days: Sequence[date], items: pa.Table) -> None:
-    """The offer arrays: of each offer key what was offered on its newest day, of the items in ``items``."""
+    """The offer arrays: of each offer key what was offered on the day of its newest request, of the items in ``items``."""
     spark = build.spark
     offers = build.lake.read(spark, "offers", days)
-    newest = offers.groupBy("offer_key").agg(F.max("ds").alias("ds"))
+    newest = build.lake.read(spark, "requests", days).groupBy("offer_key").agg(F.max("ds").alias("ds"))
     known = F.broadcast(spark.createDataFrame(items.to_pandas(), "item_id string"))
     codes = [offer_code(c) for c in columns]
     wanted: DataFrame = offers.join(known, "item_id", "left_semi").join(F.broadcast(newest), ["offer_key", "ds"])

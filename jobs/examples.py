@@ -28,37 +28,46 @@ MILLION = 1_000_000
 REQUESTS_PER_ROW_GROUP = 128
 
 
-def exposures(requests: DataFrame, offers: DataFrame, interactions: DataFrame, dataset: DatasetConfig) -> DataFrame:
-    """Rows to keep: ``request_id, item_id, ds, label, source`` and ``code_<column>`` of each offer column.
+def candidate_rows(requests: DataFrame, offers: DataFrame, interactions: DataFrame, dataset: DatasetConfig) -> DataFrame:
+    """Rows to keep, before the catalogue decides: ``request_id, item_id, ds, label, source, code_<column> …``.
+
+    Exposures have label 0 here and interactions source organic: of a positive that was exposed both are there, see ``merged``.
 
     Args:
         requests: request_id, offer_key, ds.
-        offers: of the same days; an offer listed twice counts once, with its largest codes.
+        offers: of the same days.
         interactions: of the same days.
         dataset: the sampling of negatives and the offer columns.
+
+    Raises:
+        JobError: an offer column is missing.
     """
-    rate, codes = dataset.sampling.exposed_negative_rate, [f"code_{o.name}" for o in dataset.offers]
+    codes = [f"code_{o.name}" for o in dataset.offers]
     require_columns(offers, [o.source_column for o in dataset.offers], "offers")
-    bought = interactions.select("request_id", "item_id", F.lit(1).cast("byte").alias("label"))
-    place = F.pmod(F.xxhash64("request_id", "item_id", F.lit(dataset.sampling.seed)), F.lit(MILLION))
-    kept = F.col("label").isNotNull() | (place < round(rate * MILLION))
+    row = F.xxhash64("request_id", "item_id", F.lit(dataset.sampling.seed))
+    # Looked up by hash, because this join sees every exposure; labels come from the interactions themselves.
+    bought = interactions.select(row.alias("row")).distinct().withColumn("bought", F.lit(True))
+    sampled = F.pmod(F.col("row"), F.lit(MILLION)) < round(dataset.sampling.exposed_negative_rate * MILLION)
     exposed = (
         offers.select("offer_key", "item_id", "ds", *(offer_code(o) for o in dataset.offers))
         .join(requests.select("request_id", "offer_key", "ds"), ["offer_key", "ds"])
-        .join(bought, ["request_id", "item_id"], "left")
-        .where(kept)
-        .select("request_id", "item_id", "ds", F.coalesce("label", F.lit(0).cast("byte")).alias("label"), _byte(SOURCE_EXPOSED), *codes)
+        .withColumn("row", row)
+        .join(bought, "row", "left")
+        .where(F.col("bought").isNotNull() | sampled)
     )
-    organic = interactions.select(
-        "request_id", "item_id", "ds", F.lit(1).cast("byte").alias("label"), _byte(SOURCE_ORGANIC), *(F.lit(0).alias(c) for c in codes)
-    )
-    # A positive that was exposed is in both: the exposed one stays.
-    merged = exposed.unionByName(organic).groupBy("request_id", "item_id", "ds")
-    return merged.agg(F.max("label").alias("label"), F.min("source").alias("source"), *(F.max(c).alias(c) for c in codes))
+    organic = interactions.select("request_id", "item_id", "ds", *_is(1, SOURCE_ORGANIC), *(F.lit(0).alias(c) for c in codes))
+    return exposed.select("request_id", "item_id", "ds", *_is(0, SOURCE_EXPOSED), *codes).unionByName(organic)
 
 
-def _byte(value: int) -> Column:
-    return F.lit(value).cast("byte").alias("source")
+def _is(label: int, source: int) -> tuple[Column, Column]:
+    return F.lit(label).cast("byte").alias("label"), F.lit(source).cast("byte").alias("source")
+
+
+def merged(rows: DataFrame, codes: Sequence[str]) -> DataFrame:
+    """One row per request and item: a positive that was exposed is exposed; what was offered twice has its largest codes."""
+    combined = ("label", "source", *codes)
+    grouped = rows.groupBy(*(c for c in rows.columns if c not in combined))
+    return grouped.agg(F.max("label").alias("label"), F.min("source").alias("source"), *(F.max(c).alias(c) for c in codes))
 
 
 def prefix_of_day(daily: DataFrame, requests: DataFrame) -> DataFrame:
@@ -153,18 +162,16 @@ def catalogue_of_day_before(build: Build, days: Sequence[date]) -> DataFrame:
 def examples(build: Build, days: Sequence[date]) -> DataFrame:
     """``examples`` of the days."""
     spark, lake, dataset = build.spark, build.lake, build.config.dataset
+    shown = build.few(catalogue_of_day_before(build, days), "item_features", [day - timedelta(days=1) for day in days])
     requests = (
         lake.read(spark, "requests", days).withColumn("ts", local_seconds(F.col("ts"))).withColumn("user_hash", hash_id(F.col("user_id")))
     )
     reached = days_between(window_before(days[0], dataset.history.days + 1, dataset.first_date)[0], days[-1])
     daily = lake.read(spark, "u2i_daily", reached)
     of_days = F.col("ds").isin(*(d.isoformat() for d in days))
-    kept = exposures(requests, lake.read(spark, "offers", days), lake.read(spark, "interactions", days), dataset)
-    rows = (
-        kept.join(catalogue_of_day_before(build, days), ["ds", "item_id"])
-        .join(requests.select("request_id", "user_hash", "ts"), "request_id")
-        .repartition("user_hash")
-    )
+    candidates = candidate_rows(requests, lake.read(spark, "offers", days), lake.read(spark, "interactions", days), dataset)
+    known = candidates.join(shown, ["ds", "item_id"]).join(requests.select("request_id", "user_hash", "ts"), "request_id")
+    rows = merged(known.repartition("user_hash"), [f"code_{o.name}" for o in dataset.offers])
     crossed = with_crosses(rows, lake.read(spark, "u2i_crosses", days), prefix_of_day(daily.where(of_days), requests), dataset)
     sides = request_side(requests, lake.read(spark, "users", days), daily, dataset)
     lists = row_lists(crossed, dataset.sampling.exposed_negative_rate)

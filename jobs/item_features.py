@@ -122,9 +122,12 @@ def main(call: Invocation) -> None:
         def features(days: list[date]) -> DataFrame:
             span = days_between(days[0], days[-1])
             reached = days_between(window_before(days[0], longest, dataset.first_date)[0], days[-1])
+            daily = lake.read(spark, "item_daily", reached)
+            often = daily.groupBy("item_id").agg(F.sum("events").alias("n")).where(F.col("n") >= dataset.catalogue.min_events)
+            candidates = build.few(often.select("item_id"), "item_daily", reached)
             # Joining with the snapshots of just the days asked for also drops the others of the span.
-            shown = build.with_snapshot(catalogue(lake.read(spark, "item_daily", reached), span, dataset), "items", days)
-            return item_features(shown, build.read_snapshots("items", days), dataset)
+            shown = build.with_snapshot(catalogue(daily.join(candidates, "item_id", "left_semi"), span, dataset), "items", days)
+            return item_features(shown, build.read_snapshots("items", days).join(candidates, "item_id", "left_semi"), dataset)
 
         events = build.to_do("item_daily", event_days(options.events_from, call.days), of_events)
         build.publish("item_daily", events, lambda: item_daily(lake.read(spark, "interactions", events)), of_events, sort=["item_id"])

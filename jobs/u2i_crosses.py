@@ -47,8 +47,7 @@ def u2i_daily(interactions: DataFrame, items: DataFrame, dataset: DatasetConfig)
     events = interactions.select("user_id", ITEM_COLUMN, local_seconds(F.col("ts")).alias("ts"), "quantity", "value", "ds", "items_ds")
     if columns:
         known = items.select(ITEM_COLUMN, F.col("ds").alias("items_ds"), *(F.col(f"`{c}`") for c in columns))
-        asked = known.join(events.select(ITEM_COLUMN, "items_ds").distinct(), [ITEM_COLUMN, "items_ds"], "left_semi")
-        events = events.join(asked, [ITEM_COLUMN, "items_ds"], "left")
+        events = events.join(known, [ITEM_COLUMN, "items_ds"], "left")
     pairs = F.array(*(F.struct(F.lit(k.name).alias("key_name"), key_hash(F.col(f"`{k.column}`")).alias("key")) for k in keys))
     exploded = events.select("user_id", "ts", "quantity", "value", "ds", F.inline(pairs)).where(F.col("key") != 0)
     summed = exploded.groupBy("user_id", "key_name", "key", "ts", "ds").agg(
@@ -97,7 +96,9 @@ def main(call: Invocation) -> None:
 
         def daily(days: list[date]) -> DataFrame:
             interactions = build.with_snapshot(lake.read(spark, "interactions", days), "items", days)
-            return u2i_daily(interactions, build.read_snapshots("items", days), dataset)
+            asked = interactions.select(ITEM_COLUMN, F.col("items_ds").alias("ds")).distinct()
+            items = build.read_snapshots("items", days).join(build.few(asked, "interactions", days), [ITEM_COLUMN, "ds"], "left_semi")
+            return u2i_daily(interactions, items, dataset)
 
         def crosses(days: list[date]) -> DataFrame:
             # The first day of the data has no closed day before it; its own events are there and reach nothing.
