@@ -255,7 +255,7 @@ class ChecksConfig(Strict):
     min_trailing_days: Positive = Field(7, description="drift and volume checks need so many trailing days")
     row_count_ratio: Limits = (0.3, 3.0)
     label_rate_ratio: Limits = (0.4, 2.5)
-    max_psi: float = Field(2.0, description="drift of a feature, beyond sampling noise, that stops a commit; a new week of promotions reaches 1")
+    max_psi: float = Field(2.0, description="drift of a feature, beyond the usual, that stops a commit; healthy promotions reach 1.1")
     warn_psi: float = Field(0.25, description="drift of a feature that is only warned of")
     max_null_fraction: Fraction = 0.0
     quiet_days: tuple[date, ...] = Field((), description="days on which no events are expected, such as a closed shop's")

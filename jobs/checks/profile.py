@@ -26,6 +26,7 @@ HIST = "hist"
 NOISE_QUANTILE = 0.999
 USUAL_QUANTILE = 0.9
 WEEK = 7
+SHARE_FLOOR = 1e-3
 CALENDAR_SHARE = 0.99
 Histogram = NDArray[np.float64]
 
@@ -137,15 +138,19 @@ def _count_bins(gate: Gate, staged: DataFrame, days: dict[str, DayProfile]) -> N
 
 
 def psi(now: Histogram, before: Histogram) -> Histogram:
-    """Population stability index of histograms ``(…, BINS)``: sum of (p - q) ln(p / q), half a count added to each used bin.
+    """Population stability index of histograms ``(…, BINS)``: sum over used bins of (p - q) ln(p / q).
 
-    0 means the same shares; 0.1 is usually called small, 0.25 large.
+    Half a count is added to each used bin, and a share counts as at least ``SHARE_FLOOR``: otherwise a bin that is new weighs the
+    more the more rows there are. 0 means the same shares; 0.1 is usually called small, 0.25 large.
     """
     used = (now + before) > 0
-    p, q = np.where(used, now + 0.5, 0.0), np.where(used, before + 0.5, 0.0)
-    p, q = p / p.sum(axis=-1, keepdims=True), q / q.sum(axis=-1, keepdims=True)
-    logs = np.log(np.where(used, p, 1.0) / np.where(used, q, 1.0))
-    total: Histogram = np.sum((p - q) * logs, axis=-1)
+
+    def shares(counts: Histogram) -> Histogram:
+        smooth = np.where(used, counts + 0.5, 0.0)
+        return np.where(used, np.maximum(smooth / smooth.sum(axis=-1, keepdims=True), SHARE_FLOOR), 1.0)
+
+    p, q = shares(now), shares(before)
+    total: Histogram = np.sum((p - q) * np.log(p / q), axis=-1)
     return total
 
 

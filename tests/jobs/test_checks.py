@@ -86,6 +86,11 @@ def test_psi_is_the_published_sum() -> None:
     assert psi(now, now) == 0.0
 
 
+def test_a_new_category_weighs_the_same_however_many_rows_there_are() -> None:
+    few, many = (float(psi(bins(b1=92 * n, b2=8 * n), bins(b1=100 * n))) for n in (100, 100_000))
+    assert few == pytest.approx(many, rel=0.01) and 0.2 < many < 0.5
+
+
 def test_psi_of_equal_distributions_stays_under_its_noise_bound() -> None:
     rng = np.random.default_rng(0)
     shares = rng.dirichlet(np.ones(15))

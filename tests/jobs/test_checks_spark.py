@@ -244,7 +244,7 @@ def test_drift_of_a_feature_stops_the_commit(spark: SparkSession, lake: Lake) ->
     trailing(spark, lake, "interactions", 9, value=1.5)
     rows = [row | {"value": 900.0} for row in rows_of("interactions", days(10)[-1])]
     config = config_of(lake.root.parent, trailing_days=9)
-    with pytest.raises(GateFailed, match=r"value: expected PSI against the trailing days at most 0.5; 2020-03-10: \d"):
+    with pytest.raises(GateFailed, match=r"value: expected PSI against the trailing days at most 2; 2020-03-10: \d"):
         check("interactions", frame(spark, "interactions", rows), days(10)[-1:], config=config, lake=lake, spark=spark)
 
 
