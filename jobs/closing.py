@@ -89,13 +89,13 @@ def sample_answers(config: Config) -> list[Answer]:
 
 
 def sample_users(recommender: Recommender) -> list[str]:
-    """The users with the smallest id hashes among those with a history."""
+    """The users with the smallest id hashes, those with a history worth showing first."""
     from dig_models.features import hash_id
 
     state = recommender.reader.state
     length_B = state.history_start[1:] - state.history_start[:-1]
-    known = [user for user, length in zip(recommender.reader.user_ids, length_B, strict=True) if length >= MIN_HISTORY]
-    return sorted(known, key=hash_id)[:HOUSEHOLDS]
+    lengths = dict(zip(recommender.reader.user_ids, length_B.tolist(), strict=True))
+    return sorted(lengths, key=lambda user: (-min(lengths[user], MIN_HISTORY), hash_id(user)))[:HOUSEHOLDS]
 
 
 def where_next(config: Config, day: date) -> Text:

@@ -14,10 +14,13 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 RUN = "airflow"  # events of the run itself, and of the time between tasks
-_OWN = frozenset({"stage", "done", "total", "event", "seconds", "reason", "log", "stages"})
+_OWN = frozenset(
+    {"stage", "done", "total", "event", "seconds", "reason", "log", "stages", "eta_s"}
+)  # the display estimates itself what is left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +133,22 @@ class Lines:
         return None
 
 
+class _Bar(BarColumn):
+    """Bar of a stage; nothing for one that waits."""
+
+    def render(self, task: Task) -> ProgressBar:
+        bar = super().render(task)
+        bar.pulse = bar.pulse and bool(task.started)
+        return bar
+
+
+class _Elapsed(TimeElapsedColumn):
+    """Time that a stage took so far; nothing for one that waits."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.started else Text("       ")
+
+
 class _Remaining(TimeRemainingColumn):
     """Estimate of what is left of a stage that runs and says how far it is; nothing otherwise."""
 
@@ -157,8 +176,8 @@ class Bars:
         self._progress = Progress(
             _Mark(),
             TextColumn("{task.description:14}"),
-            BarColumn(bar_width=28),
-            TimeElapsedColumn(),
+            _Bar(bar_width=28),
+            _Elapsed(),
             _Remaining(compact=True, elapsed_when_finished=False),
             TextColumn("[dim]{task.fields[figures]}", markup=True),
             console=console,
@@ -170,10 +189,11 @@ class Bars:
         self._begin(RUN)
 
     def _add(self, stage: str, description: str) -> None:
-        self._tasks[stage] = self._progress.add_task(description, start=False, total=None, state="waiting", figures="")
+        self._tasks[stage] = self._progress.add_task(description, start=False, total=1, state="waiting", figures="")
 
     def _begin(self, stage: str) -> None:
         self._progress.start_task(self._tasks[stage])
+        self._progress.tasks[self._tasks[stage]].total = None  # unknown until the stage says how far it is
         self._progress.update(self._tasks[stage], state="running")
         self._current = stage
 

@@ -25,7 +25,7 @@ NEXT = D + timedelta(days=1)
 TABLES = ("interactions", "requests", "offers", "items", "users", "item_daily", "item_features", "u2i_daily", "u2i_crosses", "examples")
 STAGES = ["ingest", "item_features", "u2i_crosses", "examples", "train", "evaluate", "register", "promote", "publish", "summary", "report"]
 PLACE = {
-    "dataset": {"name": "tiny"},
+    "dataset": {"name": "tiny", "sampling": {"exposed_negative_rate": 1.0}},
     "spark": {"master": "local[2]", "driver_memory": "1g", "shuffle_partitions": 2},
     "window": {"eval_days": 2, "train_days": 6, "validation_days": 1},
     "model": {"dim": 8, "codes": 4, "encoder_hidden": 8, "experts": 2, "expert_hidden": 8},
