@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pyspark import SparkConf
 from pyspark.sql import SparkSession
 
 from jobs.config import Config
@@ -30,18 +31,18 @@ DEFAULTS = {
 LOCAL = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
 
 
-def session_conf(config: Config, *, submitted: bool) -> dict[str, str]:
+def session_conf(config: Config, *, submitted: str = "") -> dict[str, str]:
     """Spark properties of a session.
 
     Args:
         config: settings; ``spark.conf`` may add properties, but not change those that results rely on.
-        submitted: whether ``spark-submit`` started this process; then master and memory are its business.
+        submitted: master that ``spark-submit`` gave, if it started this process; then master and memory are its business.
     """
     conf = {**DEFAULTS, "spark.sql.shuffle.partitions": str(config.spark.shuffle_partitions)}
     if not submitted:
         conf |= {"spark.master": config.spark.master, "spark.driver.memory": config.spark.driver_memory}
-        if config.spark.master.startswith("local"):
-            conf |= LOCAL
+    if (submitted or config.spark.master).startswith("local"):
+        conf |= LOCAL
     return conf | config.spark.conf | REQUIRED
 
 
@@ -59,7 +60,8 @@ def spark_session(config: Config, name: str) -> Iterator[SparkSession]:
     if active is not None:
         yield active
         return
-    submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # set by spark-submit for the Python process that it starts
+    # spark-submit sets this for the Python process that it starts, and hands its options over as defaults of a SparkConf.
+    submitted = SparkConf().get("spark.master", config.spark.master) or "" if "PYSPARK_GATEWAY_PORT" in os.environ else ""
     if not submitted and config.spark.master.startswith("local"):
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
