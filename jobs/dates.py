@@ -25,12 +25,14 @@ class Window:
     events_first: date
 
     @classmethod
-    def of(
-        cls, run_date: date, *, eval_days: int, train_days: int, validation_days: int, lookback_days: int, first_date: date
-    ) -> Window:
+    def of(cls, run_date: date, *, eval_days: int, train_days: int, validation_days: int, lookback_days: int, first_date: date) -> Window:
         """Window of ``run_date``: the last E days evaluate, the T days before them train, their last V days validate.
 
         Args:
+            run_date: the logical date.
+            eval_days: E.
+            train_days: T.
+            validation_days: V.
             lookback_days: longest history that a feature of the first example day reaches back.
             first_date: first day with data; the training window and the lookback are cut there.
 

@@ -50,6 +50,8 @@ def run(
 
     Args:
         name: the job's name; ``python -m jobs.<name>``.
+        main: does the work.
+        argv: options; those of the command line by default.
         ranges: whether ``--from/--to`` is understood beside ``--date``.
         options: adds the job's own options to the parser.
 

@@ -23,7 +23,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically: a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def save(config: Config, day: date, name: str, value: Any) -> Path:
