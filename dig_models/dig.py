@@ -33,6 +33,8 @@ from dig_models.u2t import CatalogueBuckets, PairLookup
 
 DOMAINS = 2
 WARMUP_MEASURE_STEPS = 10
+BIAS_GAIN = 10.0
+CROSS_EPS = 1e-2
 CATALOGUE_CHUNK = 4096
 
 
@@ -79,9 +81,10 @@ class Dig(nn.Module):
         self.norm_history = DomainNorm(dim)
         self.norm_item = DomainNorm(dim)
         self.norm_sid = DomainNorm(dim)
-        self.norm_u2i = DomainNorm(width, DOMAINS)
-        self.norm_u2t = DomainNorm(width, DOMAINS)
+        self.norm_u2i = DomainNorm(width, DOMAINS, eps=CROSS_EPS)
+        self.norm_u2t = DomainNorm(width, DOMAINS, eps=CROSS_EPS)
         self.mixer = Mixer(config, 3 * dim + width)
+        # Kept in units of BIAS_GAIN: base rates must follow within a few hundred steps of an optimizer that moves by its rate.
         self.rank_bias = nn.Parameter(torch.zeros(DOMAINS))
         self.recall_bias = nn.Parameter(torch.zeros(DOMAINS))
         self.u2t_head = _U2tHead(dim, width)
@@ -279,7 +282,7 @@ class Dig(nn.Module):
 
     def _ranked(self, user_R1X: Tensor, e_RD: Tensor, cross_RC: Tensor, member_RS: Tensor) -> Tensor:
         logit_R: Tensor = self.mixer(user_R1X.squeeze(1), self.norm_item(e_RD, member_RS), self.norm_u2i(cross_RC, member_RS))
-        return logit_R + member_RS @ self.rank_bias
+        return logit_R + BIAS_GAIN * (member_RS @ self.rank_bias)
 
     def recall_logit(self, users: UserSide, request_R: Tensor, prefix_RD: Tensor, u2t_RC: Tensor, domain_R: Tensor) -> Tensor:
         """True log-odds of prefixes, ``(R,)``, from ``prefix_embeddings`` and ``u2t``. ``request_R`` must ascend."""
@@ -291,7 +294,7 @@ class Dig(nn.Module):
             read_R1D = self._pooled(users, request_R)
         user_RX = self._normed_user(users, request_R, read_R1D, member_RS).squeeze(1)
         logit_R: Tensor = self.mixer(user_RX, self.norm_sid(prefix_RD, member_RS), self.norm_u2t(u2t_RC, member_RS))
-        return logit_R + member_RS @ self.recall_bias
+        return logit_R + BIAS_GAIN * (member_RS @ self.recall_bias)
 
     def predict_u2t(self, users: UserSide, request_R: Tensor, prefix_RD: Tensor) -> Tensor:
         """``MLP_u2t(h_u, e_sid(1:l))``, ``(R, C)`` in model crosses."""
@@ -372,8 +375,8 @@ class Dig(nn.Module):
         user_RTX = self._normed_user(users, batch.request_R, read_RTD, member_RS)
         logit_TR = self.mixer(user_RTX.flatten(0, 1), item_RTD.flatten(0, 1), cross_RTC.flatten(0, 1)).view(rows, levels + 1).t()
 
-        rank = losses.click_loss(logit_TR[0] + member_RS @ self.rank_bias, batch.offset_R, batch.label_R, member_RS)
-        recall_LR = logit_TR[1:] + member_RS @ self.recall_bias
+        rank = losses.click_loss(logit_TR[0] + BIAS_GAIN * (member_RS @ self.rank_bias), batch.offset_R, batch.label_R, member_RS)
+        recall_LR = logit_TR[1:] + BIAS_GAIN * (member_RS @ self.recall_bias)
         recall, each = losses.recall_loss(recall_LR, batch.offset_R, batch.label_R, member_RS)
         commit = losses.commit_loss(self.quantizer.residuals(e_MD, code_ML), self.quantizer.quantized(code_ML))
         recon = losses.recon_loss(e_MD, prefix_MLD[:, -1], self.config.recon_stop)
@@ -427,7 +430,7 @@ class Dig(nn.Module):
         per_row = torch.stack([torch.ones_like(batch.label_R), batch.label_R, batch.offset_R]).double()
         count_S, positive_S, offset_S = all_reduce(per_row @ member_RS.double())
         rate_S = ((positive_S + 0.5) / (count_S + 1.0)).clamp(1e-6, 1 - 1e-6)
-        bias_S = torch.logit(rate_S) - offset_S / count_S.clamp_min(1.0)
+        bias_S = (torch.logit(rate_S) - offset_S / count_S.clamp_min(1.0)) / BIAS_GAIN
         self.rank_bias.copy_(torch.where(count_S > 0, bias_S, bias_S[count_S > 0].mean() if bool((count_S > 0).any()) else 0.0))
         self.recall_bias.copy_(self.rank_bias)
         self.biased.fill_(True)

@@ -11,13 +11,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+CONSTANT = 1e-8
+
 
 class DomainNorm(nn.Module):
     """BatchNorm whose statistics belong to a domain while scale and shift are shared: ``y = w (x - mean_s) / std_s + b``.
 
     In training a row is normalised by the moments of its own domain in the batch of its own rank; running statistics follow
     the moments of all ranks (``commit_moments``) and serve evaluation. A domain that has fewer than two rows in a batch is
-    normalised by the running statistics.
+    normalised by the running statistics. With several domains a feature that is constant within one (an offer nobody saw yet)
+    counts as zero there.
     """
 
     mean_SC: Tensor
@@ -40,7 +43,8 @@ class DomainNorm(nn.Module):
             return self._whole(x_RC)
         with torch.set_grad_enabled(x_RC.requires_grad and torch.is_grad_enabled()):
             mean_SC, var_SC = self._moments(x_RC, member_RS) if self.training else (self.mean_SC, self.var_SC)
-            scale_SC = torch.rsqrt(var_SC + self.eps)
+            # A feature that never varied says nothing, and must not say something enormous once it does.
+            scale_SC = torch.rsqrt(var_SC + self.eps) * (var_SC > CONSTANT)
             unit_RC = torch.addcmul(member_RS @ (-mean_SC * scale_SC), x_RC, member_RS @ scale_SC)
         return torch.addcmul(self.bias, unit_RC, self.weight)
 

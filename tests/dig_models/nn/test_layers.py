@@ -119,6 +119,18 @@ def test_a_domain_with_one_row_is_normalised_by_running_statistics() -> None:
     assert torch.equal(norm.mean_SC[1], torch.full((2,), 4.0))
 
 
+def test_a_feature_that_never_varied_in_a_domain_counts_as_zero_there() -> None:
+    norm = DomainNorm(2, domains=2)
+    member = torch.nn.functional.one_hot(torch.tensor([0, 0, 0, 1, 1, 1]), 2).float()
+    x = torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0], [0.0, 1.0], [1.0, 2.0], [0.0, 3.0]])
+    norm(x, member)
+    commit_moments([norm])
+    norm.eval()
+    out = norm(torch.ones(2, 2), torch.eye(2))
+    assert float(out[0, 0]) == 0.0
+    assert float(out[1, 0]) > 1.0
+
+
 def test_corpus_norm_standardises_by_the_catalogue() -> None:
     x = torch.from_numpy(np.random.default_rng(0).normal(3.0, 2.0, (500, 4))).float()
     norm = CorpusNorm(4)
