@@ -199,6 +199,7 @@ def _report(inputs: TrainInputs, start: Start, record: Record, world: World, pea
         "peak_rss_bytes": peak,
         "curves": {"steps": record.curve, "epochs": record.epochs},
         "codebooks": record.codebooks,
+        "calibration": record.calibration,
         "validation": record.epochs[-1],
         "mlflow_run_id": run_id,
     }

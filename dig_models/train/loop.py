@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dig_models.batch import Batch
+from dig_models.calibrate import calibrate
 from dig_models.config import TrainConfig
 from dig_models.dig import Dig
 from dig_models.quantize.residual import zero_moments
@@ -68,6 +69,7 @@ class Record:
         curve: every ``LOG_STEPS`` steps the mean losses, gradient norm, learning rate and codebook usage.
         epochs: validation figures after each epoch.
         codebooks: collision rates of the tree that started the codebooks; empty for a warm start.
+        calibration: shifts of the biases after the last step.
     """
 
     step: int = 0
@@ -79,6 +81,7 @@ class Record:
     curve: list[dict[str, float]] = field(default_factory=list)
     epochs: list[dict[str, float]] = field(default_factory=list)
     codebooks: dict[str, float] = field(default_factory=dict)
+    calibration: dict[str, float] = field(default_factory=dict)
 
     @property
     def wait_share(self) -> float:
@@ -175,6 +178,7 @@ class _Run:
             if self.record.step < begin + length:
                 self._epoch(epoch, begin, begin + length)
             begin += length
+        self._aside(self._calibrate)
         return self.record
 
     def _epoch(self, epoch: int, begin: int, end: int) -> None:
@@ -245,6 +249,10 @@ class _Run:
         self.record.epochs.append(entry)
         self._save()
         self._tell(epoch, entry)
+
+    def _calibrate(self) -> None:
+        with Prefetcher(self.setup.validation.in_order(), self.config.prefetch) as batches:
+            self.record.calibration = calibrate(self.model, (b.to(self.world.device) for b in batches))
 
     def _save(self) -> None:
         meta: dict[str, Any] = {"lineage": self.setup.lineage, "record": asdict(self.record)}
