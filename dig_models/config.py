@@ -71,7 +71,7 @@ class TrainConfig(Strict):
     """Optimisation and distribution."""
 
     epochs: Positive = Field(2, description="a third pass over the examples lost ranking AUC on the validation days")
-    requests_per_batch: Positive = Field(32, description="requests per rank and step")
+    requests_per_batch: Positive = Field(16, description="requests per rank and step")
     random_negatives: Positive = Field(30, description="random catalogue items per request")
     lr: float = Field(2e-3, gt=0)
     embedding_lr_scale: float = Field(1.0, gt=0, description="rate of embeddings and semantic tables against lr; 4 overfits in two epochs")
