@@ -22,10 +22,10 @@ class Strict(BaseModel):
 class LossWeights(Strict):
     """Weights of the five losses; ``rank`` is 1 by definition. ``recall: 0`` gives the Base ranker."""
 
-    recall: float = Field(1.0, ge=0)
+    recall: float = Field(0.3, ge=0)
     commit: float = Field(0.02, ge=0)
     recon: float = Field(0.1, ge=0)
-    u2t: float = Field(1.0, ge=0)
+    u2t: float = Field(0.1, ge=0)
 
 
 class ModelConfig(Strict):
@@ -48,8 +48,11 @@ class ModelConfig(Strict):
     assignment: Literal["online_rq", "frozen_tree"] = Field(
         "online_rq", description="nearest residual code every step, or codes of the initial balanced tree for good"
     )
-    ema_decay: Fraction = 0.99
-    dead_code_steps: Positive = Field(100, description="a code unused for so many steps is reset, with its semantic row")
+    ema_decay: Fraction = Field(
+        0.9,
+        description="a step sees the whole catalogue, so there is no sampling noise to average out; slower codes lag behind the encoder",
+    )
+    dead_code_steps: Positive = Field(20, description="a code unused for so many steps is reset, with its semantic row")
 
     u2t_teacher: Literal["batch_mean", "leave_one_out", "catalogue_sample"] = "catalogue_sample"
     u2t_samples: Positive = Field(1, description="catalogue items drawn per row and level (teacher catalogue_sample)")
