@@ -50,7 +50,7 @@ class ModelConfig(Strict):
     )
     ema_decay: Fraction = Field(
         0.9,
-        description="a step sees the whole catalogue, so there is no sampling noise to average out; slower codes lag behind the encoder",
+        description="a step sees the whole catalogue, so no sampling noise needs averaging; slower codes lag behind the encoder",
     )
     dead_code_steps: Positive = Field(20, description="a code unused for so many steps is reset, with its semantic row")
 
