@@ -33,7 +33,7 @@ def answer_table(answer: Answer) -> Table:
     title = f"index {answer.generation}, {answer.model_name} v{answer.model_version}"
     table = plain_table("#", "product", "name", "probability", "SID", title=title, right=("#", "probability"))
     for item in answer.items:
-        table.add_row(str(item.place), item.item_id, Text(item.name), f"{item.probability:.4f}", "-".join(map(str, item.sid)))
+        table.add_row(str(item.place), item.item_id, Text(item.name), f"{item.probability:.4g}", "-".join(map(str, item.sid)))
     return table
 
 
@@ -92,12 +92,13 @@ def generation_table(shown: Shown) -> Table:
 
 def difference_table(found: Difference) -> Group:
     """What changed between two generations."""
-    head = plain_table("", "items", right=("items",), title=f"{found.old} ({found.models[0]}) → {found.new} ({found.models[1]})")
+    title = Text(f"{found.old} ({found.models[0]}) → {found.new} ({found.models[1]})", style="bold cyan")
+    head = plain_table("", "items", right=("items",))
     rows = {"in both": found.common, "added": found.added, "removed": found.removed}
     rows |= {f"moved at level {level}": count for level, count in sorted(found.moved.items())}
     for key, value in rows.items():
         head.add_row(key, f"{value:,}")
-    parts: list[RenderableType] = [head]
+    parts: list[RenderableType] = [title, head]
     if found.examples:
         some = plain_table("product", "change", "level", "old SID", "new SID", title="some of them")
         for row in found.examples:
