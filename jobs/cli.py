@@ -119,12 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = app(args=list(sys.argv[1:] if argv is None else argv), prog_name="dig", standalone_mode=False)
     except typer.TyperException as error:
         return _say(error.format_message(), WRONG)
-    except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted", INTERRUPTED)
     except (ValueError, RuntimeError) as error:
         if not isinstance(error, _explained()):
             raise
         return _say(str(error), WRONG)
+    if status == INTERRUPTED:  # what Typer makes of a KeyboardInterrupt
+        return _say("interrupted", INTERRUPTED)
     return status if isinstance(status, int) else 0
 
 
