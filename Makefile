@@ -49,8 +49,11 @@ unit: $(STAMP)
 integration: setup
 	@$(WITH_JAVA) $(BIN)/pytest -m slow
 
-benchmarks: setup  ## run every script of benchmarks/, results and plots in benchmarks/results
-	@for script in features training quality; do $(WITH_JAVA) $(BIN)/python -m benchmarks.$$script || exit 1; done
+benchmarks: setup  ## every script of benchmarks/, after `make retrain`; results in benchmarks/results
+	@$(WITH_JAVA) $(BIN)/python -m benchmarks.features
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.crosses
+	@$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 -m benchmarks.training
+	@$(BIN)/python -m benchmarks.quality
 
 lock:  ## write requirements.lock anew from what the environment holds
 	@$(BIN)/python -m pip freeze --exclude-editable | sed -e 's/+cpu$$//' > requirements.lock

@@ -1,7 +1,8 @@
 """How fast are crosses of pairs that nobody saw? ``CrossStore`` on the exported arrays, one thread.
 
-Usage: ``OMP_NUM_THREADS=1 python benchmarks/crosses.py --set paths.home=.dig --date 2017-11-15``, after the feature jobs ran for
-that date. Pairs are requests of the run's days with random catalogue items; writes ``benchmarks/results/crosses.json``.
+Usage: ``OMP_NUM_THREADS=1 python -m benchmarks.crosses [--date 2017-11-15]``, after ``make retrain`` (or the feature jobs) ran for
+that date, by default the data set's. Pairs are requests of the run's days with random catalogue items; writes
+``benchmarks/results/crosses.json``.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ RESULTS = Path(__file__).parent / "results"
 
 def main() -> None:
     """Time opening, pairs, catalogue and bought."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--date", type=date.fromisoformat, required=True)
+    parser.add_argument("--date", type=date.fromisoformat, help="default: the default date of the data set")
     parser.add_argument("--pairs", type=int, default=1_460_000)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     config = load(None, args.set)
+    day = args.date or config.dataset.default_date
     spec, lake, rng = config.dataset.spec(), Lake(config.paths.at("lake")), np.random.default_rng(0)
-    items = ItemTable.from_arrow(lake.read_arrow("item_features", [args.date]), spec)
-    requests = lake.read_arrow("requests", config.run_window(args.date).examples(), ["user_id", "ts", "offer_key"])
+    items = ItemTable.from_arrow(lake.read_arrow("item_features", [day]), spec)
+    requests = lake.read_arrow("requests", config.run_window(day).examples(), ["user_id", "ts", "offer_key"])
     user = np.array([hash_id(u) for u in requests.column("user_id").to_pylist()], dtype=np.int64)
     offer = np.array([hash_id(o) for o in requests.column("offer_key").to_pylist()], dtype=np.int64)
     ts = requests.column("ts").to_numpy().astype("datetime64[s]").astype(np.int64)
@@ -46,7 +48,7 @@ def main() -> None:
     times: dict[str, list[float]] = {"open and first pairs": [], "pairs": [], "catalogue": [], "bought": []}
     for _ in range(args.repeats):
         start = time.process_time()
-        store = CrossStore.open(lake.folder("cross_arrays", args.date), spec, items)
+        store = CrossStore.open(lake.folder("cross_arrays", day), spec, items)
         every = np.arange(min(len(user), 2000))
         store.pairs(user[every], ts[every], offer[every], item[every])
         times["open and first pairs"].append(time.process_time() - start)
@@ -63,7 +65,7 @@ def main() -> None:
     result = {
         "question": "CPU seconds of cross look-ups on one thread (median)",
         "machine": {"cpus": os.cpu_count(), "load_average": [round(v, 2) for v in os.getloadavg()]},
-        "date": args.date.isoformat(),
+        "date": day.isoformat(),
         "pairs": args.pairs,
         "raw_crosses": spec.cross_width_raw,
         "catalogue_items": len(items) - 1,

@@ -1,6 +1,6 @@
 """How well DIG ranks beside the same ranker without DIG and beside gradient-boosted trees, on the same rows.
 
-    python -m benchmarks.quality --date 2017-11-15 [--seeds 2017 2018 2019]
+    python -m benchmarks.quality [--date 2017-11-15] [--seeds 2017 2018 2019]
 
 Three rankers learn from the examples of the training window and are judged on the evaluation days of the date: DIG (the bundle of
 the date for the configured seed, trained if it is not there), Base (the same network, ``model.loss.recall: 0``) and scikit-learn's
@@ -193,14 +193,14 @@ def plot(found: dict[str, Any]) -> Figure:
 def main() -> None:
     """Parse the options, compare, write, and say what came out."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--date", type=date.fromisoformat, required=True)
+    parser.add_argument("--date", type=date.fromisoformat, help="default: the default date of the data set")
     parser.add_argument("--config", type=Path, default=None)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="default: train.seed alone")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     config = load(args.config, args.set)
-    found = compare(config, args.date, args.seeds or [config.train.seed], args.config, args.set)
+    found = compare(config, args.date or config.dataset.default_date, args.seeds or [config.train.seed], args.config, args.set)
     args.results.mkdir(parents=True, exist_ok=True)
     write_json(args.results / "quality.json", found)
     plot(found).savefig(args.results / "quality.png", dpi=150)

@@ -4,7 +4,7 @@ Two arms take the same steps with the same model: one streams batches as trainin
 negatives, a prefetch thread), the other has just these batches in memory before the clock starts. Arms take turns; figures are
 medians over rounds. Run alone, or with two ranks:
 
-    python -m torch.distributed.run --standalone --nproc-per-node 2 -m benchmarks.training --date 2017-11-15
+    python -m torch.distributed.run --standalone --nproc-per-node 2 -m benchmarks.training [--date 2017-11-15]
 
 The lake must hold what training for the date reads. Writes ``benchmarks/results/training.json`` and ``training.png``.
 """
