@@ -1,9 +1,11 @@
 """Does a day's feature cost grow with history? Days early and late in the year, built alone, again and again.
 
-Usage: ``python benchmarks/features.py --home /tmp/bench --sample 0.1 --repeats 5``. The lake is prepared first (ingest of the year's
-events, daily aggregates); then, in one warm Spark session, each day's jobs run alone, days taking turns so that a busy machine
-disturbs all of them alike. Wall seconds and CPU seconds (this process and its JVM) are kept; the figures are medians.
-Writes ``benchmarks/results/features.json`` and ``features.png``.
+Usage: ``python -m benchmarks.features [--home FOLDER] [--sample 0.1] [--repeats 5]``. The lake is prepared first (ingest of the
+year's events, offers of each day's window, daily aggregates), in a scratch folder that is removed at the end unless ``--home`` names
+one to keep. Then, in one warm Spark session, each day's jobs run alone, days taking turns so that a busy machine disturbs all of
+them alike. The jobs include their data gates (rules, profiles, data docs; days before a measured one are not built, so drift is
+profiled but compared with nothing); the export of the cross arrays is a row of its own. Wall seconds and CPU seconds (this process
+and its JVM) are kept; the figures are medians. Writes ``benchmarks/results/features.json`` and ``features.png``.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import date, timedelta
@@ -22,23 +25,34 @@ from typing import Any
 
 import psutil
 
-from jobs import examples, item_features, u2i_crosses
+from jobs import cross_arrays, examples, item_features, u2i_crosses
+from jobs.build import Build
 from jobs.config import Config, load
 from jobs.entry import Invocation
 from jobs.lake import Lake
 from jobs.spark import spark_session
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def export_arrays(call: Invocation) -> None:
+    """The export of the cross arrays, which ``u2i_crosses`` does last."""
+    with spark_session(call.config, "cross_arrays") as spark:
+        build = Build(call.config, spark, "u2i_crosses", ["jobs.u2i_crosses"], steps=1)
+        cross_arrays.export(build, call.config.run_window(call.date))
+
+
 JOBS: dict[str, Callable[[Invocation], None]] = {
     "item_features": item_features.main,
     "u2i_crosses": u2i_crosses.main,
     "examples": examples.main,
+    "cross_arrays": export_arrays,
 }
-TABLES = ("interactions", "requests", "offers", "item_features", "u2i_crosses", "examples")
+TABLES = ("interactions", "requests", "offers", "item_features", "u2i_crosses", "examples", "cross_arrays")
 
 
 def options_of(**given: Any) -> argparse.Namespace:
-    """Options of the feature jobs, as the command line would give them."""
+    """Options of the feature jobs, as the command line would give them; the arrays are exported by a job of their own."""
     return argparse.Namespace(**({"missing": False, "events_from": None, "arrays": False} | given))
 
 
@@ -50,11 +64,11 @@ def ingest(sets: list[str], days: list[date], *more: str) -> None:
 
 
 def prepare(config: Config, sets: list[str], days: list[date]) -> None:
-    """Ingest what the days need, then their daily aggregates and the catalogues of the days before them."""
+    """Ingest what the days need, then their daily aggregates and the catalogues of the days before them; nothing here is measured."""
     first = config.dataset.first_date
     ingest(sets, [first, days[-1]], "--offers-from", days[-1].isoformat())
-    for day in days[:-1]:
-        ingest(sets, [day, day])
+    for day in days:
+        ingest(sets, config.run_window(day).examples())
     with spark_session(config, "prepare"):
         for day in days:
             JOBS["item_features"](
@@ -119,17 +133,27 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Prepare, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--home", required=True, help="folder of the benchmark's own lake")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--home", type=Path, help="folder for the benchmark's own lake, which is kept; default: a scratch folder, removed")
     parser.add_argument("--sample", type=float, default=0.1, help="share of the households")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--days", type=int, nargs="+", default=[30, 120, 210, 300], help="days of the year")
     args = parser.parse_args()
-    sets = [f"paths.home={args.home}", f"dataset.sample_users={args.sample}", "checks.enabled=false"]
+    if args.home:
+        report(args.home, args)
+    else:
+        with tempfile.TemporaryDirectory(prefix="dig-features-") as home:
+            report(Path(home), args)
+
+
+def report(home: Path, args: argparse.Namespace) -> None:
+    """Measure in a home of its own and write the results."""
+    sets = [f"paths.home={home}", f"dataset.sample_users={args.sample}"]
     config = load(None, sets)
     first = config.dataset.first_date
     days = [first + timedelta(days=n - 1) for n in sorted(args.days)]
-    prepare(config, sets, days)
+    quick = [*sets, "checks.enabled=false"]
+    prepare(load(None, quick), quick, days)
     found = measure(config, days, args.repeats)
     result = {
         "question": "cost of one day's features, built alone, early and late in the year",
