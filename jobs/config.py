@@ -272,14 +272,19 @@ class EvaluateConfig(Strict):
     max_requests: Positive = Field(3000, description="requests scored for retrieval, chosen by hash of the request id")
 
 
+CALIBRATION_TARGET = (0.9, 1.1)
+"""Predicted over actual that a model should reach; the report shows it, the gate's own limits decide."""
+
+
 class GateConfig(Strict):
     """What a challenger must reach before it becomes champion."""
 
     min_auc: float = 0.7
     max_auc_loss: float = 0.005
-    min_recall_over_popularity: float = 1.0
+    min_recall_over_popularity: float = Field(1.5, description="recall@10 over popularity's, all items")
+    min_new_recall_over_popularity: float = Field(0.9, description="the same for items new to the user")
     max_recall_loss: float = Field(0.1, description="relative loss of recall@10 against the champion")
-    calibration: Limits = (0.8, 1.25)
+    calibration: Limits = Field((0.85, 1.15), description="limits for promotion; the target is CALIBRATION_TARGET")
     max_collision_rate: float = 0.25
     min_codes_used: float = Field(0.5, description="share of the codes of each level")
     max_churn: float = 0.5

@@ -76,7 +76,7 @@ def comparable(evaluation: Evaluation) -> bool:
 
 def _absolute(limits: GateConfig, evaluation: Evaluation) -> Iterable[Rule]:
     ranking, sid = evaluation["ranking"], evaluation["sid"]
-    everything = evaluation["retrieval"]["all"]
+    everything, new = evaluation["retrieval"]["all"], evaluation["retrieval"]["new"]
     yield Rule(key="min_auc", figure="ranking AUC", value=ranking["auc"], low=limits.min_auc)
     low, high = limits.calibration
     yield Rule(key="calibration", figure="calibration (predicted / actual)", value=ranking["calibration"], low=low, high=high)
@@ -86,6 +86,13 @@ def _absolute(limits: GateConfig, evaluation: Evaluation) -> Iterable[Rule]:
         value=ratio(everything["dig"]["recall@10"], everything["popularity"]["recall@10"]),
         low=limits.min_recall_over_popularity,
     )
+    if new["requests"]:  # nobody bought anything new: there is nothing that either could find
+        yield Rule(
+            key="min_new_recall_over_popularity",
+            figure="recall@10 over popularity's, items new to the user",
+            value=ratio(new["dig"]["recall@10"], new["popularity"]["recall@10"]),
+            low=limits.min_new_recall_over_popularity,
+        )
     yield Rule(key="max_collision_rate", figure="SID collision rate", value=sid["collision_rate"], high=limits.max_collision_rate)
     for number, level in enumerate(sid["levels"], start=1):
         used = level["used"] / level["codes"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from jobs import plots, runs
-from jobs.config import Config
+from jobs.config import CALIBRATION_TARGET, Config
 from jobs.entry import Invocation, run
 from jobs.model_card import METHODS, interval, number
 from jobs.progress import emit
@@ -96,7 +96,7 @@ def tiles(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = (
         ("Ranking AUC", number(ranking["auc"]), interval(ranking["auc_ci"])),
         ("Recall@10", number(found["recall@10"]), f"popularity {number(popular)}{times}"),
-        ("Calibration", number(ranking["calibration"], 3), "predicted over actual"),
+        ("Calibration", number(ranking["calibration"], 3), "predicted over actual, target {:g} to {:g}".format(*CALIBRATION_TARGET)),
         ("SID collision rate", number(sid["collision_rate"]), f"codes used {used}"),
         ("Time", minutes(sum(summary["seconds"].values())), f"peak memory {gigabytes(summary['peak_rss_bytes'])}"),
         ("Index", f"{summary['index']['items']:,} items", str(summary["index"]["generation"])),

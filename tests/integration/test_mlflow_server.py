@@ -27,6 +27,7 @@ PASSING = (
     "gate.min_auc=0",
     "gate.calibration=[0,1000]",
     "gate.min_recall_over_popularity=0",
+    "gate.min_new_recall_over_popularity=0",
     "gate.max_collision_rate=1",
     "gate.min_codes_used=0",
 )

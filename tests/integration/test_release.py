@@ -22,6 +22,7 @@ GATE = {
     "min_auc": 0,
     "calibration": [0, 1000],
     "min_recall_over_popularity": 0,
+    "min_new_recall_over_popularity": 0,
     "max_collision_rate": 1,
     "min_codes_used": 0,
     "min_items": 10,

@@ -36,6 +36,7 @@ PLACE = {
         "min_auc": 0.0,
         "max_auc_loss": 1.0,
         "min_recall_over_popularity": 0.0,
+        "min_new_recall_over_popularity": 0.0,
         "max_recall_loss": 1.0,
         "calibration": [0.0, 1000.0],
         "max_collision_rate": 1.0,

@@ -10,10 +10,11 @@ LIMITS = GateConfig()
 
 def evaluation(champion=True):
     """Figures that pass every rule."""
-    found = {"dig": {"recall@10": 0.12}, "popularity": {"recall@10": 0.05}}
+    everything = {"requests": 90, "dig": {"recall@10": 0.12}, "popularity": {"recall@10": 0.05}}
+    new = {"requests": 40, "dig": {"recall@10": 0.04}, "popularity": {"recall@10": 0.04}}
     return {
         "ranking": {"auc": 0.85, "calibration": 1.02},
-        "retrieval": {"all": found, "new": found},
+        "retrieval": {"all": everything, "new": new},
         "sid": {"collision_rate": 0.1, "items": 900, "levels": [{"used": 60, "codes": 64}, {"used": 64, "codes": 64}]},
         "champion": {"version": "3", "ranking": {"auc": 0.852}, "retrieval": {"all": {"dig": {"recall@10": 0.125}}}} if champion else None,
         "churn": {"rate": 0.1} if champion else None,
@@ -43,9 +44,10 @@ def test_figures_inside_every_limit_pass_every_rule():
     ("rule", "path", "value"),
     [
         ("min_auc", ("ranking", "auc"), 0.6999),
-        ("calibration", ("ranking", "calibration"), 0.79),
-        ("calibration", ("ranking", "calibration"), 1.26),
-        ("min_recall_over_popularity", ("retrieval", "all", "dig", "recall@10"), 0.049),
+        ("calibration", ("ranking", "calibration"), 0.849),
+        ("calibration", ("ranking", "calibration"), 1.151),
+        ("min_recall_over_popularity", ("retrieval", "all", "dig", "recall@10"), 0.0749),
+        ("min_new_recall_over_popularity", ("retrieval", "new", "dig", "recall@10"), 0.0359),
         ("max_collision_rate", ("sid", "collision_rate"), 0.2501),
         ("min_codes_used", ("sid", "levels", 1, "used"), 31),
         ("min_items", ("sid", "items"), 49),
@@ -79,7 +81,16 @@ def test_without_a_champion_only_absolute_limits_apply():
     assert {rule.key for rule in judge(LIMITS, incomparable)} == keys
 
 
-@pytest.mark.parametrize("path", [("ranking", "auc"), ("ranking", "calibration"), ("retrieval", "all", "dig", "recall@10"), ("churn",)])
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("ranking", "auc"),
+        ("ranking", "calibration"),
+        ("retrieval", "all", "dig", "recall@10"),
+        ("retrieval", "new", "dig", "recall@10"),
+        ("churn",),
+    ],
+)
 def test_a_figure_that_could_not_be_measured_fails_its_rule(path):
     rules = [rule for rule in judge(LIMITS, put(evaluation(), path, None)) if not rule.passed]
     assert rules
@@ -90,6 +101,13 @@ def test_any_recall_beats_popularity_that_finds_nothing_but_nothing_does_not():
     nothing = put(evaluation(champion=False), ("retrieval", "all", "popularity", "recall@10"), 0.0)
     assert failing(nothing) == []
     assert failing(put(nothing, ("retrieval", "all", "dig", "recall@10"), 0.0)) == ["min_recall_over_popularity"]
+
+
+def test_where_nobody_bought_anything_new_the_rule_on_new_items_does_not_apply():
+    nothing = {"requests": 0, "dig": {"recall@10": None}, "popularity": {"recall@10": None}}
+    rules = judge(LIMITS, put(evaluation(), ("retrieval", "new"), nothing))
+    assert "min_new_recall_over_popularity" not in [rule.key for rule in rules]
+    assert all(rule.passed for rule in rules)
 
 
 def test_a_failed_rule_says_figure_value_limit_and_setting():
