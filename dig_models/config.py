@@ -22,10 +22,10 @@ class Strict(BaseModel):
 class LossWeights(Strict):
     """Weights of the five losses; ``rank`` is 1 by definition. ``recall: 0`` gives the Base ranker."""
 
-    recall: float = Field(0.3, ge=0)
-    commit: float = Field(0.02, ge=0)
-    recon: float = Field(0.1, ge=0)
-    u2t: float = Field(0.1, ge=0)
+    recall: float = Field(0.5, ge=0)
+    commit: float = Field(0.01, ge=0)
+    recon: float = Field(0.05, ge=0)
+    u2t: float = Field(0.02, ge=0)
 
 
 class ModelConfig(Strict):
@@ -49,15 +49,15 @@ class ModelConfig(Strict):
         "online_rq", description="nearest residual code every step, or codes of the initial balanced tree for good"
     )
     ema_decay: Fraction = Field(
-        0.9,
+        0.8,
         description="a step sees the whole catalogue, so no sampling noise needs averaging; slower codes lag behind the encoder",
     )
     dead_code_steps: Positive = Field(20, description="a code unused for so many steps is reset, with its semantic row")
 
     u2t_teacher: Literal["batch_mean", "leave_one_out", "catalogue_sample"] = "catalogue_sample"
-    u2t_samples: Positive = Field(1, description="catalogue items drawn per row and level (teacher catalogue_sample)")
+    u2t_samples: Positive = Field(4, description="catalogue items drawn per row and level (teacher catalogue_sample)")
     u2t_min_bucket: Positive = Field(2, description="leave_one_out backs off to a shorter prefix below this bucket size")
-    u2t_mix: Fraction = Field(0.5, description="share of rows whose recall path sees the teacher, the rest sees MLP_u2t")
+    u2t_mix: Fraction = Field(0.9, description="share of rows whose recall path sees the teacher, the rest sees MLP_u2t")
     u2t_inference: Literal["mlp", "exact"] = "exact"
     bucket_key: Literal["prefix", "token"] = "prefix"
     path_score: Literal["last", "sum_log"] = "last"
@@ -96,6 +96,6 @@ class TrainConfig(Strict):
 class RetrieveConfig(Strict):
     """Beam search and re-ranking."""
 
-    beam: Positive = 50
-    rerank: Positive = Field(200, description="retrieved items handed to the ranking path")
+    beam: Positive = Field(200, description="prefixes kept per level; the paper's notes have 50, which reaches some hundred items")
+    rerank: Positive = Field(400, description="retrieved items handed to the ranking path")
     k: Positive = 10
