@@ -30,7 +30,7 @@ from dig_models.evaluate import bootstrap, ranking
 from dig_models.evaluate.scoring import Rows, exposed_rows, rank_rows
 from dig_models.features import SOURCE_EXPOSED
 from dig_models.train.data import RequestTable, request_columns
-from jobs.config import Config, load
+from jobs.config import Config, ConfigError, load
 from jobs.dates import days_between
 from jobs.lake import Lake
 from jobs.runs import write_json
@@ -153,6 +153,7 @@ def compare(config: Config, day: date, seeds: Sequence[int], settings: Path | No
     return {
         "date": day.isoformat(),
         "dataset": config.dataset.name,
+        "acceptance": config.in_acceptance(day),
         "sample_users": config.dataset.sample_users,
         "evaluation": [window.eval_first.isoformat(), window.eval_last.isoformat()],
         "seeds": list(seeds),
@@ -166,6 +167,21 @@ def compare(config: Config, day: date, seeds: Sequence[int], settings: Path | No
             "auc_above_trees": gaps["dig_minus_trees"]["auc"] > 0,
         },
     }
+
+
+def judged_date(config: Config, asked: date | None, *, acceptance: bool) -> date:
+    """The date to compare on: the one asked for, else the data set's default.
+
+    Raises:
+        ConfigError: it is judged on days of the acceptance period, and that was not asked for.
+    """
+    day = asked or config.dataset.default_date
+    if config.in_acceptance(day) and not acceptance:
+        raise ConfigError(
+            f"date {day}: its evaluation days reach into the acceptance period, which starts on {config.dataset.acceptance_from} and is "
+            "reported, never tuned on; take an earlier date, or add --acceptance for the final report"
+        )
+    return day
 
 
 def plot(found: dict[str, Any]) -> Figure:
@@ -194,13 +210,18 @@ def main() -> None:
     """Parse the options, compare, write, and say what came out."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--date", type=date.fromisoformat, help="default: the default date of the data set")
+    parser.add_argument("--acceptance", action="store_true", help="allow a date in the acceptance period")
     parser.add_argument("--config", type=Path, default=None)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="default: train.seed alone")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     config = load(args.config, args.set)
-    found = compare(config, args.date or config.dataset.default_date, args.seeds or [config.train.seed], args.config, args.set)
+    try:
+        day = judged_date(config, args.date, acceptance=args.acceptance)
+    except ConfigError as error:
+        parser.error(str(error))
+    found = compare(config, day, args.seeds or [config.train.seed], args.config, args.set)
     args.results.mkdir(parents=True, exist_ok=True)
     write_json(args.results / "quality.json", found)
     plot(found).savefig(args.results / "quality.png", dpi=150)

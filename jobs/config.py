@@ -191,7 +191,7 @@ class DatasetConfig(Strict):
     first_date: date
     last_date: date
     default_date: date
-    acceptance_from: date | None = None
+    acceptance_from: date | None = Field(None, description="first day that is reported but never tuned on; see Config.in_acceptance")
     sample_users: Annotated[float, Field(gt=0, le=1)] = 1.0
     sample_seed: int = 2017
     catalogue: CatalogueConfig = CatalogueConfig()
@@ -341,6 +341,11 @@ class Config(Strict):
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
+
+    def in_acceptance(self, run_date: date) -> bool:
+        """Whether evaluation days of a run lie in the acceptance period: its figures are reported, and nothing is chosen by them."""
+        first = self.dataset.acceptance_from
+        return first is not None and self.run_window(run_date).eval_last >= first
 
     def tracking_uri(self) -> str:
         """MLflow tracking and registry URI."""

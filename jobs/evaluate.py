@@ -107,6 +107,7 @@ def evaluate(config: Config, day: date) -> dict[str, Any]:
     figures = {
         "date": day.isoformat(),
         "dataset": config.dataset.name,
+        "acceptance": config.in_acceptance(day),
         "lineage": bundle.info["lineage"],
         "window": {k: v.isoformat() for k, v in vars(window).items()},
         "requests": len(requests),

@@ -56,6 +56,13 @@ def test_the_default_date_and_its_window_lie_before_the_acceptance_period() -> N
     assert dataset.default_date < dataset.acceptance_from
 
 
+def test_a_run_is_in_the_acceptance_period_once_its_last_evaluation_day_is(conf: Path) -> None:
+    config = load(conf, ["dataset.acceptance_from=2020-07-01"], {})
+    assert not config.in_acceptance(date(2020, 6, 30))
+    assert config.in_acceptance(date(2020, 7, 1))
+    assert not load(conf, environ={}).in_acceptance(date(2020, 12, 31))
+
+
 def test_options_win_over_environment_over_place_over_data_set_over_defaults(conf: Path) -> None:
     environ = {"DIG_TRAIN__LR": "0.5", "DIG_DATASET__SAMPLE_USERS": "0.5"}
     assert load(conf, environ={}).train.lr == 2e-3

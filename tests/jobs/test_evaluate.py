@@ -69,6 +69,7 @@ def test_the_figures_are_those_of_a_slow_reading_of_the_examples(world, requests
     assert low < figures["ranking"]["auc"] < high
     assert figures["retrieval"]["all"]["relevant"] > figures["retrieval"]["new"]["relevant"] > 0
     assert figures["champion"] is figures["churn"] is figures["difference"] is None
+    assert figures["acceptance"] is False
     json.dumps(figures, allow_nan=False)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from datetime import date
+
 import evaluation_world as ew
 import pytest
 
@@ -7,6 +9,7 @@ from benchmarks import quality
 from dig_models.bundle import load_bundle
 from dig_models.evaluate import ranking
 from dig_models.evaluate.scoring import exposed_rows, rank_rows
+from jobs.config import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,16 @@ def test_the_trees_see_one_row_for_each_exposed_row(found):
     assert max(data.categorical()) < features.shape[1]
     for column in data.categorical():
         assert features[:, column].max() < quality.CATEGORIES
+
+
+def test_a_date_of_the_acceptance_period_is_refused_unless_it_is_asked_for(tmp_path):
+    config = ew.settings(tmp_path, "dataset.acceptance_from=2017-12-02")
+    first = date(2017, 12, 2)
+    with pytest.raises(ConfigError, match=r"2017-12-02: its evaluation days reach into the acceptance period.*--acceptance"):
+        quality.judged_date(config, first, acceptance=False)
+    assert quality.judged_date(config, first, acceptance=True) == first
+    assert quality.judged_date(config, date(2017, 12, 1), acceptance=False) == date(2017, 12, 1)
+    assert quality.judged_date(config, None, acceptance=False) == config.dataset.default_date
 
 
 def test_the_figures_are_drawn(found):

@@ -185,6 +185,11 @@ def test_the_report_shows_figures_baselines_gate_and_users(config):
     assert text.count("User ") >= 3
 
 
+def test_a_run_in_the_acceptance_period_says_so_and_others_do_not(config):
+    assert "acceptance period" in page(config, evaluate={"acceptance": True})
+    assert "acceptance period" not in page(config, evaluate={"acceptance": False})
+
+
 def test_figures_that_could_not_be_measured_are_dashes(config):
     ranking = RANKING | {"auc": None, "auc_ci": [None, None], "calibration": None}
     html = page(config, evaluate={"ranking": ranking}, promote={"rules": [RULE | {"value": None, "passed": False}]})
