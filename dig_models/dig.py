@@ -240,9 +240,13 @@ class Dig(nn.Module):
         self.quantizer.reset(dead_X2, residual_XLD[torch.arange(len(dead_X2)), dead_X2[:, 0]])
         self.reset_rows = dead_X2[:, 0] * self.config.codes + dead_X2[:, 1]
 
-    def _generator(self, rank: int, stream: int) -> torch.Generator:
+    def _draw(self, rank: int, stream: int) -> int:
+        """Seed of one kind of random draw in this step, on one rank."""
         sequence = np.random.SeedSequence([self.seed, int(self.step), rank, stream])
-        return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+        return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+
+    def _generator(self, rank: int, stream: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self._draw(rank, stream))
 
     # ---- scoring -------------------------------------------------------------------------------------------------
 
@@ -316,6 +320,13 @@ class Dig(nn.Module):
         joint = phase == "joint" and self.config.loss.recall > 0
         if joint and not bool(self.quantizer.built):
             raise RuntimeError("the joint phase needs codebooks: call build_codebooks at the end of the warm-up")
+        if not self.training or self.config.dropout == 0:
+            return self._losses(batch, joint, lookup)
+        with torch.random.fork_rng():  # dropout knows the global generator only
+            torch.manual_seed(self._draw(_rank(), stream=5))
+            return self._losses(batch, joint, lookup)
+
+    def _losses(self, batch: Batch, joint: bool, lookup: PairLookup) -> dict[str, Tensor]:
         if self.training:
             self._prepare(batch)
         member_RS = _member((batch.source_R != SOURCE_EXPOSED).long())
