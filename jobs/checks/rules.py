@@ -12,7 +12,7 @@ from typing import Literal
 Severity = Literal["critical", "warning"]
 BINS = 128  # codes of one feature's histogram; the bin expressions below stay under it
 HASH_BINS = 20
-LARGE_DAY, ONE_IN = 50_000, 8  # of a day with more rows, one row in eight is looked at for duplicates and drift
+LARGE_DAY, ONE_IN = 50_000, 8  # of a day with more rows, one row in eight is looked at for drift
 UNIQUE = "unique within the day"
 
 
@@ -48,17 +48,22 @@ class Key:
         """Name of the rule that follows."""
         return f"{', '.join(self.columns)} {UNIQUE}"
 
-    def share(self, large_days: Sequence[str], *, rotate: bool) -> str:
-        """Spark SQL condition on the rows to look at: all, but one in ``ONE_IN`` (by hash of the key) on large days.
+    @property
+    def hashed(self) -> str:
+        """Spark SQL, 64-bit hash of the key, null or not being part of it."""
+        # xxhash64 skips nulls, so that ('a', null) and (null, 'a') would hash alike.
+        parts = (p for c in self.columns for p in (f"{quoted(c)} IS NULL", quoted(c)))
+        return f"xxhash64({', '.join(parts)})"
+
+    def share(self, large_days: Sequence[str]) -> str:
+        """Spark SQL condition on the rows whose features are profiled: all, but one in ``ONE_IN`` (by hash of the key) on large days.
 
         Args:
             large_days: days with more than ``LARGE_DAY`` rows.
-            rotate: whether each day looks at another share (duplicates) or all days at the same one (drift).
         """
         if not large_days:
             return "true"
-        turn = "unix_date(try_cast(ds AS DATE))" if rotate else "0"
-        chosen = f"pmod(xxhash64({', '.join(map(quoted, self.columns))}), {ONE_IN}) = pmod({turn}, {ONE_IN})"
+        chosen = f"pmod(xxhash64({', '.join(map(quoted, self.columns))}), {ONE_IN}) = 0"
         return f"ds IS NULL OR ds NOT IN ({listed(tuple(large_days))}) OR {chosen}"
 
 
@@ -100,7 +105,7 @@ class Gate:
 
     Attributes:
         types: column to accepted Spark types; none means any.
-        keys: what identifies a row; the first one is shown with bad rows and decides which rows of a large day are sampled.
+        keys: what identifies a row; the first one is shown with bad rows and decides which rows of a large day are profiled.
         figures: name to Spark SQL aggregate, kept with each day.
         raw: whether the table comes from outside, so that a day without rows may be one without events.
         must_have_rows: whether the first days, too, must have rows.

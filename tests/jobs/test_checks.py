@@ -60,8 +60,8 @@ def test_a_table_without_a_gate_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_only_large_days_are_sampled(tmp_path: Path) -> None:
     key = gate_of("offers", config_of(tmp_path)).keys[0]
-    assert key.share([], rotate=True) == "true"
-    assert "NOT IN ('2020-03-02')" in key.share(["2020-03-02"], rotate=False)
+    assert key.share([]) == "true"
+    assert "NOT IN ('2020-03-02')" in key.share(["2020-03-02"])
 
 
 # ---- profiles

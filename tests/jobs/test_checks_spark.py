@@ -313,6 +313,17 @@ def test_a_day_has_the_same_profile_alone_and_in_a_range_also_when_sampled(
     assert both[days(2)[-1].isoformat()].hist["age"].sum() == 50
 
 
+def test_every_duplicate_of_a_large_day_is_counted_and_keys_with_nulls_are_not_taken_for_each_other(
+    spark: SparkSession, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.checks.profile.LARGE_DAY", 100)
+    spec = gate_of("offers", config_of(lake.root))
+    rows = rows_of("offers", days(1)[0], 400)
+    nulls = [rows[0] | {"offer_key": "x", "item_id": None}, rows[0] | {"offer_key": None, "item_id": "x"}]
+    found = day_profiles(spec, frame(spark, "offers", [*rows, *rows[100:116], rows[100], *nulls]))
+    assert found[days(1)[0].isoformat()].bad[spec.keys[0].name] == 17
+
+
 def test_data_docs_of_all_tables_are_listed(spark: SparkSession, lake: Lake) -> None:
     for table in ("users", "offers"):
         gate(spark, lake, table, frame(spark, table, good(table, 1)), 1)
