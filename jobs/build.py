@@ -53,7 +53,7 @@ class Build:
     def __post_init__(self) -> None:
         self.lake = Lake(self.config.paths.at("lake"))
         self.code = code_digest(*self.modules, "jobs.hashing", "dig_models.features")
-        self.settings = self.config.digest("dataset")
+        self.settings = self.config.dataset.rows_digest()
         emit(self.job, 0, self.steps)
 
     @property

@@ -26,6 +26,10 @@ __all__ = ["CONF_DIR", "Config", "ConfigError", "DatasetConfig", "load", "load_l
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] > pair[1]:
         raise ValueError(f"a lower and an upper limit expected, in that order, found {list(pair)}")
@@ -233,6 +237,28 @@ class DatasetConfig(Strict):
         """Days before an example day that its features reach."""
         return max(*self.u2i.windows, self.history.days, self.catalogue.window_days) + 1
 
+    def rows_digest(self, *, raw: bool = False) -> str:
+        """SHA-256 (hex) of the settings that decide rows, for markers and lineage.
+
+        Left out is what decides none: the dates after the first, and what rows follow by the digests of their inputs (where raw
+        files lie, names shown). So a later ``last_date`` or ``default_date`` leaves every partition up to date.
+
+        Args:
+            raw: of the tables that ingest writes alone; sampling of negatives, windows, buckets and catalogue do not touch them.
+        """
+        held = self.model_dump(mode="json", exclude={"last_date", "default_date", "acceptance_from"})
+        for part in (held["source"], *held["source"].values()):
+            if isinstance(part, dict):
+                part.pop("path", None)
+        if not raw:
+            del held["item_name"]
+            return _digest(held)
+        picked = {key: held[key] for key in ("source", "sample_users", "sample_seed", "item_name")}
+        fields = (*self.item_fields, *self.user_fields, *self.context_fields)
+        picked["columns"] = sorted({f"{f.source_column}:{f.kind}" for f in fields} | {k.column for k in self.u2i.keys})
+        picked["offers"] = [o.source_column for o in self.offers]
+        return _digest(picked)
+
     def spec(self) -> FeatureSpec:
         """The feature spec that follows from this data set."""
         return FeatureSpec(
@@ -352,9 +378,8 @@ class Config(Strict):
         return self.mlflow.tracking_uri or f"sqlite:///{Path(self.paths.home).resolve()}/mlflow/mlflow.db"
 
     def digest(self, *sections: str) -> str:
-        """SHA-256 (hex) of the canonical JSON of the named sections, for markers and lineage."""
-        text = json.dumps(self.model_dump(mode="json", include=set(sections)), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """SHA-256 (hex) of the canonical JSON of the named sections, for lineage; for ``dataset`` see ``DatasetConfig.rows_digest``."""
+        return _digest(self.model_dump(mode="json", include=set(sections)))
 
 
 def _explain(error: ValidationError, layers: Layers) -> str:

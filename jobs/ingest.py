@@ -16,9 +16,9 @@ from functools import partial
 from pyspark.sql import SparkSession
 
 from jobs.checks import check
-from jobs.config import Config, DatasetConfig
+from jobs.config import Config
 from jobs.entry import Invocation, JobError, run
-from jobs.lake import Lake, Staging, code_digest, digest_of, shown
+from jobs.lake import Lake, Staging, code_digest, shown
 from jobs.progress import emit
 from jobs.sources import open_source
 from jobs.sources.base import EVENT_TABLES, SNAPSHOT_TABLES, Source, reading
@@ -34,16 +34,6 @@ SORT = {
     "items": (),
     "users": ("user_id",),
 }
-
-
-def settings_digest(dataset: DatasetConfig) -> str:
-    """Digest of the settings that decide what lake tables hold; sampling of negatives, windows and catalogue are not among them."""
-    read = {"source", "sample_users", "sample_seed", "item_name"}
-    picked = dataset.model_dump(mode="json", include=read)
-    fields = (*dataset.item_fields, *dataset.user_fields, *dataset.context_fields)
-    picked["columns"] = sorted({f"{f.source_column}:{f.kind}" for f in fields} | {k.column for k in dataset.u2i.keys})
-    picked["offers"] = [o.source_column for o in dataset.offers]
-    return digest_of(picked)
 
 
 def plan(config: Config, days: list[date], offers_from: date | None) -> dict[str, list[date]]:
@@ -83,7 +73,7 @@ def ingest(spark: SparkSession, config: Config, source: Source, lake: Lake, want
     with reading("interactions"):
         source.check(spark, every)
     emit(NAME, done, steps)
-    code, digest = code_digest(*SOURCES), settings_digest(config.dataset)
+    code, digest = code_digest(*SOURCES), config.dataset.rows_digest(raw=True)
     run_id = f"{NAME}-{every[0]}-{every[-1]}"
     with ExitStack() as stack:
         staged: dict[str, Staging] = {}
@@ -112,7 +102,7 @@ def main(call: Invocation) -> None:
     source = open_source(config.dataset)
     wanted = plan(config, call.days, call.options.offers_from)
     if call.options.missing:
-        wanted = drop_current(wanted, source, lake, settings_digest(config.dataset), code_digest(*SOURCES))
+        wanted = drop_current(wanted, source, lake, config.dataset.rows_digest(raw=True), code_digest(*SOURCES))
     if not any(wanted.values()):
         log.info("ingest: %s up to date", shown(call.days))
         emit(NAME, 1, 1)

@@ -51,7 +51,7 @@ class TrainInputs:
         """
         facts: dict[str, Any] = {
             "date": self.day.isoformat(),
-            "settings": self.config.digest("model", "train", "window", "dataset"),
+            "settings": [self.config.digest("model", "train", "window"), self.config.dataset.rows_digest()],
             "inputs": self.inputs,
             "code": code_digest(*CODE),
             "ranks": ranks,
@@ -114,7 +114,7 @@ def _catalogue_days(window: Window) -> list[date]:
 
 
 def _same_settings(config: Config, markers: list[Marker]) -> None:
-    wanted = config.digest("dataset")
+    wanted = config.dataset.rows_digest()
     other = [m for m in markers if m.config != wanted]
     if other:
         raise JobError(

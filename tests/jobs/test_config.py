@@ -263,6 +263,43 @@ def test_a_digest_changes_with_its_sections_alone(conf: Path) -> None:
     assert before.digest("dataset", "model") == after.digest("dataset", "model")
 
 
+LATER = ("dataset.last_date=2030-12-31", "dataset.default_date=2030-12-31", "dataset.acceptance_from=2030-12-01")
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("later", LATER[:1] + LATER[2:])
+def test_dates_after_the_first_decide_no_rows(conf: Path, raw: bool, later: str) -> None:
+    before = load(conf, environ={}).dataset
+    assert load(conf, [later], {}).dataset.rows_digest(raw=raw) == before.rows_digest(raw=raw)
+    assert load(conf, LATER, {}).dataset.rows_digest(raw=raw) == before.rows_digest(raw=raw)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "dataset.sampling.exposed_negative_rate=0.5",
+        "dataset.sampling.seed=1",
+        "dataset.u2i.windows=[7, 31]",
+        "dataset.history.days=9",
+        "dataset.catalogue.min_events=9",
+        "dataset.sample_users=0.5",
+        "dataset.first_date=2000-01-01",
+        "dataset.source.utc_offset_hours=1",
+    ],
+)
+def test_settings_of_features_decide_rows(conf: Path, other: str) -> None:
+    assert load(conf, [other], {}).dataset.rows_digest() != load(conf, environ={}).dataset.rows_digest()
+
+
+def test_where_raw_files_lie_decides_no_rows_but_which_columns_they_have_does() -> None:
+    def digests(*sets: str) -> set[str]:
+        dataset = load(CONF_DIR / "local.yaml", sets, {}).dataset
+        return {dataset.rows_digest(), dataset.rows_digest(raw=True)}
+
+    assert digests("dataset.source.path=/elsewhere") == digests()
+    assert not digests("dataset.source.utc_offset_hours=-4") & digests()
+
+
 def test_places_lie_under_home_unless_said_otherwise(conf: Path, tmp_path: Path) -> None:
     paths = load(conf, [f"paths.index={tmp_path}/elsewhere"], {}).paths
     assert paths.at("lake") == "/tmp/shop/lake"

@@ -16,7 +16,7 @@ from jobs import ingest as ingest_module
 from jobs.config import Config, load
 from jobs.dates import days_between
 from jobs.entry import JobError, run
-from jobs.ingest import _options, main, plan, settings_digest
+from jobs.ingest import _options, main, plan
 from jobs.lake import MARKER, Lake
 
 FIRST, LATER, LAST = date(2024, 3, 1), date(2024, 3, 3), date(2024, 3, 4)
@@ -145,7 +145,7 @@ def test_days_outside_the_data_set_are_refused(tiny_config: Config) -> None:
 
 def test_only_settings_that_decide_the_rows_are_part_of_the_digest(tiny_conf: Path) -> None:
     def digest(*sets: str) -> str:
-        return settings_digest(load(tiny_conf, sets).dataset)
+        return load(tiny_conf, sets).dataset.rows_digest(raw=True)
 
     assert digest() == digest("dataset.sampling.exposed_negative_rate=0.5", "dataset.catalogue.min_events=9", "dataset.history.length=9")
     assert len({digest(), digest("dataset.sample_users=0.5"), digest("dataset.sample_seed=1"), digest("dataset.item_name=[title]")}) == 4

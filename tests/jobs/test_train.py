@@ -40,7 +40,7 @@ def test_the_inputs_are_the_training_window_without_the_evaluation_days(config: 
     found = train_inputs(config, tw.DAY)
     assert sorted(found.inputs["examples"]) == [tw.before(n).isoformat() for n in range(9, 1, -1)]
     assert (len(found.fit), len(found.validation)) == (6, 2)
-    assert found.inputs["item_features"].keys() == {tw.before(2).isoformat()}
+    assert sorted(found.inputs["item_features"]) == [tw.before(n).isoformat() for n in range(10, 1, -1)]
     assert found.inputs["cross_arrays"].keys() == {tw.DAY.isoformat()}
 
 
@@ -63,6 +63,17 @@ def test_a_missing_partition_is_named_with_what_builds_it(config: Config, table:
     shutil.rmtree(Lake(config.paths.at("lake")).day_dir(table, tw.before(back)))
     with pytest.raises(MissingPartition, match=f"table {table}: 1 of .*{tw.before(back)}"):
         train_inputs(config, tw.DAY)
+
+
+def test_a_data_set_that_grows_still_trains_as_before(config: Config) -> None:
+    grown = tw.settings(Path(config.paths.home), "dataset.last_date=2030-12-31", "dataset.default_date=2030-12-31")
+    assert train_inputs(grown, tw.DAY).lineage(ranks=1, ancestor="") == train_inputs(config, tw.DAY).lineage(ranks=1, ancestor="")
+
+
+@pytest.mark.parametrize("other", ["dataset.sampling.exposed_negative_rate=0.5", "dataset.u2i.windows=[7]"])
+def test_partitions_of_another_sampling_or_other_windows_are_refused(config: Config, other: str) -> None:
+    with pytest.raises(JobError, match="other data-set settings"):
+        train_inputs(tw.settings(Path(config.paths.home), other), tw.DAY)
 
 
 def test_partitions_of_other_data_set_settings_are_refused(config: Config) -> None:

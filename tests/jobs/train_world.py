@@ -41,14 +41,15 @@ def build(home: Path, *, days: tuple[date, ...] = (DAY,)) -> Config:
         events, window = ew.simulate(day, 0), config.run_window(day)
         with lake.stage_files("cross_arrays", day) as stage:
             ew.write_crosses(stage.path, spec, items, events, day)
-            stage.commit(rows=len(events), job="test", code="", config=config.digest("dataset"), inputs={})
+            stage.commit(rows=len(events), job="test", code="", config=config.dataset.rows_digest(), inputs={})
         store = ew.CrossStore.open(lake.folder("cross_arrays", day), spec, items)
         world = ew.World(config, spec, table, items, events, store)
-        ew.commit(lake, "item_features", window.train_last, table)
+        for of in days_between(window.train_first - timedelta(days=1), window.train_last):
+            ew.commit(lake, "item_features", of, table)
         for of in days_between(window.train_first, window.eval_last):
             ew.commit(lake, "examples", of, ew.examples(world, of))
     for name in ("examples", "item_features"):
-        stamp(lake, name, config.digest("dataset"))
+        stamp(lake, name, config.dataset.rows_digest())
     return config
 
 
