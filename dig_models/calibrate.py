@@ -59,10 +59,11 @@ def calibrate(model: Dig, batches: Iterable[Batch], *, prior: float = 100.0) -> 
     """
     was_training = model.training
     model.eval()
+    e_ND = model.encode_catalogue()
     parts: list[tuple[Tensor, ...]] = []
     for batch in batches:
         domain_R = (batch.source_R != SOURCE_EXPOSED).long()
-        e_RD = model.encode_items(batch.item_R)
+        e_RD = e_ND.index_select(0, batch.item_R)
         logit_R = model.rank_logit(model.user_side(batch), batch.request_R, e_RD, batch.cross_RC, domain_R)
         parts.append((logit_R, batch.offset_R, batch.label_R, domain_R))
     empty = (model.rank_bias.new_zeros(0), model.rank_bias.new_zeros(0), model.rank_bias.new_zeros(0), model.step.new_zeros(0))
