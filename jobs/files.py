@@ -1,24 +1,16 @@
-"""Small file operations that must not be half done: atomic replacement and exclusive locks."""
+"""File operations that must not be half done, with errors for users; the operations themselves are in ``dig_models.files``."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from dig_models import files
+from dig_models.files import replace_text
 from jobs.entry import JobError
 
-
-def replace_text(path: Path, text: str) -> None:
-    """Replace a file by one with this text; a reader sees the old or the new one, whole, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(path)
+__all__ = ["exclusive", "replace_text"]
 
 
 @contextmanager
@@ -28,10 +20,9 @@ def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
     Raises:
         JobError: another process holds it and ``wait`` is off.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held.enter_context(files.exclusive(path, wait=wait))
         except BlockingIOError:
             raise JobError(f"{path}: held by another run that builds the same days; wait for it to end") from None
         yield

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from datetime import date
@@ -277,23 +276,3 @@ def check_files(folder: Path, manifest: Manifest, *, checksums: bool = True) -> 
     stray = sorted(files_under(folder).keys() - manifest.files.keys())
     if stray:
         raise IndexCorrupt(manifest.id, stray[0], expected="only files that the manifest lists", found=f"{len(stray)} other file(s)")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file by one with this text; a reader sees the old or the new one, whole, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(path)
-    sync_dir(path.parent)
-
-
-def sync_dir(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,12 +8,10 @@ again gives the same id and the same bytes.
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -26,6 +24,7 @@ import pyarrow.parquet as pq
 from dig_models.bundle import Bundle, load_bundle, save_bundle
 from dig_models.cross_files import read_meta
 from dig_models.evaluate.sid_quality import churn, measure
+from dig_models.files import exclusive, replace_text, sync_dir
 from dig_models.index import generation as g
 from dig_models.index.diff import Sids, changes, counts, sid_text
 from dig_models.index.reader import codebook_digest
@@ -61,13 +60,9 @@ class Release:
     cross_arrays: Path
 
 
-@contextmanager
-def locked(root: Path) -> Iterator[None]:
+def locked(root: Path) -> AbstractContextManager[None]:
     """One writer at a time; readers never wait."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return exclusive(root / ".lock")
 
 
 def build(root: Path, release: Release) -> str:
@@ -191,18 +186,18 @@ def complete(root: Path, staging: Path, draft: g.Manifest) -> None:
             "files": {**draft.files, g.DELTA: g.file_entry(staging / g.DELTA)},
         }
     )
-    g.write_text(staging / g.MANIFEST, manifest.sealed().text())
+    replace_text(staging / g.MANIFEST, manifest.sealed().text())
 
 
 def flush(staging: Path) -> None:
     """Make every file and folder of the staging folder durable."""
     for path in staging.rglob("*"):
         if path.is_dir():
-            g.sync_dir(path)
+            sync_dir(path)
         else:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    g.sync_dir(staging)
+    sync_dir(staging)
 
 
 def install(root: Path, staging: Path, generation: str) -> None:
@@ -214,14 +209,14 @@ def install(root: Path, staging: Path, generation: str) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         (home / generation).rename(aside)
     staging.rename(home / generation)
-    g.sync_dir(home)
+    sync_dir(home)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def switch(root: Path, generation: str) -> None:
     """Make a generation current, by one atomic replace; the caller verified it."""
     g.generation_dir(root, generation)
-    g.write_text(root / g.CURRENT, generation + "\n")
+    replace_text(root / g.CURRENT, generation + "\n")
 
 
 def retain(root: Path, keep: int) -> list[str]:

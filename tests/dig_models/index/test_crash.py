@@ -55,11 +55,11 @@ POINTS = [
     (writer, "write_state", 1),
     (os, "link", 3),
     (writer, "complete", 1),
-    (g, "write_text", 1),  # the manifest
+    (writer, "replace_text", 1),  # the manifest
     (writer, "flush", 1),
     (writer, "install", 1),
     (sys.modules[__name__], "verify", 1),
-    (g, "write_text", 2),  # CURRENT
+    (writer, "replace_text", 2),  # CURRENT
     (sys.modules[__name__], "retain", 1),
 ]
 
@@ -123,7 +123,7 @@ def test_every_byte_is_on_disk_before_the_folder_gets_its_name(tmp_path: Path, r
 
 def test_a_text_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / g.CURRENT
-    g.write_text(path, "old")
+    writer.replace_text(path, "old")
 
     def fails(self: Path, target: Path) -> None:
         assert (self.read_text(), path.read_text()) == ("new", "old")
@@ -131,7 +131,7 @@ def test_a_text_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path: Path, m
 
     monkeypatch.setattr(Path, "replace", fails)
     with pytest.raises(Killed):
-        g.write_text(path, "new")
+        writer.replace_text(path, "new")
     assert path.read_text() == "old"
 
 
