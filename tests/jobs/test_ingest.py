@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import TINY_DAYS, tiny_rows, write_events
 from pyspark.sql import SparkSession
+from tiny_shop import TINY_DAYS, tiny_rows, write_events
 
 from jobs import ingest as ingest_module
 from jobs.config import Config, load

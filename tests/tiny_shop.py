@@ -1,0 +1,73 @@
+"""A small generic data set: an impression log of thirty days, and the settings that describe it."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta
+from pathlib import Path
+
+TINY_FIRST = date(2024, 3, 1)
+TINY_DAYS = 30
+TINY_USERS, TINY_ITEMS = 24, 40
+
+
+def tiny_rows() -> list[tuple[str, str, str, datetime, int, int, float]]:
+    """An impression log: session, user, product, time, clicked, amount, price; three impressions a session, at most one click."""
+    rows = []
+    for day in range(TINY_DAYS):
+        for user in range(TINY_USERS):
+            if (user + day) % 3:
+                continue
+            start = datetime(TINY_FIRST.year, TINY_FIRST.month, TINY_FIRST.day, 8, user) + timedelta(days=day)
+            for place in range(3):
+                item = (user * 7 + day * 3 + place * 11) % TINY_ITEMS
+                clicked = int(place == (user + day) % 4)
+                rows.append((f"s{day}-{user}", f"u{user}", f"i{item}", start + timedelta(minutes=place), clicked, 1 + item % 2, 0.5 + item))
+    return rows
+
+
+def write_events(path: Path, rows: list[tuple[str, str, str, datetime, int, int, float]]) -> None:
+    """Write an impression log as the small data set has it."""
+    lines = [f"{s},{u},{i},{t.isoformat(sep=' ')},{c},{n},{v}" for s, u, i, t, c, n, v in rows]
+    path.write_text("\n".join(["session,person,sku,time,clicked,amount,price", *lines]) + "\n")
+
+
+def tiny_dataset(data: Path) -> dict[str, object]:
+    """Settings of the small data set, as a YAML file would hold them."""
+    return {
+        "name": "tiny",
+        "source": {
+            "kind": "tables",
+            "request": "column",
+            "interactions": {
+                "path": str(data / "events.csv"),
+                "format": "csv",
+                "columns": {
+                    "request_id": "session",
+                    "user_id": "person",
+                    "item_id": "sku",
+                    "ts": "time",
+                    "label": "clicked",
+                    "quantity": "amount",
+                    "value": "double(price) * double(amount)",
+                    "hour": "hour(time)",
+                },
+            },
+            "items": {"path": str(data / "products.parquet"), "columns": {"item_id": "sku"}},
+            "users": {"path": str(data / "people.csv"), "format": "csv", "columns": {"user_id": "person"}},
+        },
+        "first_date": TINY_FIRST,
+        "last_date": TINY_FIRST + timedelta(days=TINY_DAYS - 1),
+        "default_date": TINY_FIRST + timedelta(days=TINY_DAYS - 1),
+        "catalogue": {"window_days": 14, "min_events": 1},
+        "item_name": ["title", "kind"],
+        "item_fields": [
+            {"name": "item_id", "buckets": 64},
+            {"name": "kind", "buckets": 16},
+            {"name": "words", "column": "title", "kind": "text", "buckets": 64},
+            {"name": "price", "kind": "numeric"},
+        ],
+        "user_fields": [{"name": "user_id", "buckets": 64}, {"name": "age", "buckets": 8}],
+        "context_fields": [{"name": "hour", "buckets": 32}],
+        "u2i": {"keys": [{"name": "item", "column": "item_id"}, {"name": "kind", "column": "kind"}], "windows": [3, 7], "shards": 2},
+        "history": {"length": 5, "days": 7},
+    }
