@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 BROADCAST_ROWS = 1_000_000
+SHARED_CODE = ("dig_models.features", "jobs.build", "jobs.dates", "jobs.hashing")
+"""Modules that decide the rows of every feature job."""
 InputDays = Callable[[date], Mapping[str, Sequence[date]]]
 """Which days of which tables a day is made from."""
 
@@ -34,7 +36,7 @@ class Build:
     Args:
         config: settings in force.
         job: name of the job, as progress and markers show it.
-        modules: modules whose sources decide what the job writes.
+        modules: modules whose sources decide what the job writes, beside ``SHARED_CODE``.
         steps: how many tables it writes, for the progress.
         missing: leave days alone that are up to date.
     """
@@ -52,7 +54,7 @@ class Build:
 
     def __post_init__(self) -> None:
         self.lake = Lake(self.config.paths.at("lake"))
-        self.code = code_digest(*self.modules, "jobs.hashing", "dig_models.features")
+        self.code = code_digest(*self.modules, *SHARED_CODE)
         self.settings = self.config.dataset.rows_digest()
         emit(self.job, 0, self.steps)
 

@@ -24,6 +24,7 @@ from jobs.hashing import hash_id, local_seconds, require_columns
 from jobs.spark import spark_session
 from jobs.user_state import request_side, user_state
 
+CODE = ("dig_models.cross_files", "jobs.cross_arrays", "jobs.examples", "jobs.user_state")
 MILLION = 1_000_000
 REQUESTS_PER_ROW_GROUP = 128
 
@@ -189,7 +190,7 @@ def main(call: Invocation) -> None:
             f"the earliest day possible is {dataset.first_date + timedelta(days=1)}"
         )
     with spark_session(call.config, "examples") as spark:
-        build = Build(call.config, spark, "examples", ["jobs.examples", "jobs.user_state"], steps=2, missing=options.missing)
+        build = Build(call.config, spark, "examples", CODE, steps=2, missing=options.missing)
 
         def of_day(day: date) -> dict[str, list[date]]:
             own = {table: [day] for table in ("requests", "offers", "interactions", "users", "u2i_crosses")}

@@ -21,6 +21,8 @@ from jobs.entry import Invocation, run
 from jobs.hashing import day_number, field, hash_id, key_hash, require_columns
 from jobs.spark import spark_session
 
+CODE = ("jobs.item_features",)
+
 EPOCH = date(1970, 1, 1)
 
 
@@ -110,7 +112,7 @@ def main(call: Invocation) -> None:
     dataset, options = call.config.dataset, call.options
     longest = max(*dataset.u2i.windows, dataset.catalogue.window_days)
     with spark_session(call.config, "item_features") as spark:
-        build = Build(call.config, spark, "item_features", ["jobs.item_features"], steps=2, missing=options.missing)
+        build = Build(call.config, spark, "item_features", CODE, steps=2, missing=options.missing)
         lake = build.lake
 
         def of_events(day: date) -> dict[str, list[date]]:

@@ -20,8 +20,9 @@ from jobs.entry import JobError
 from jobs.lake import Inputs, Lake, Marker, code_digest, job_of
 
 CODE = (
-    *(f"dig_models.{m}" for m in ("batch", "bundle", "config", "cross_files", "crosses", "dig", "features", "items", "losses", "u2t")),
-    *("dig_models.nn", "dig_models.quantize", "dig_models.train", "jobs.train", "jobs.train_inputs"),
+    *(f"dig_models.{m}" for m in ("batch", "bundle", "calibrate", "config", "cross_files", "crosses", "dig", "features", "items")),
+    *(f"dig_models.{m}" for m in ("losses", "nn", "quantize", "train", "u2t")),
+    *("jobs.dates", "jobs.train", "jobs.train_inputs"),
 )
 
 

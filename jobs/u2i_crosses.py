@@ -26,6 +26,7 @@ from jobs.spark import spark_session
 
 log = logging.getLogger(__name__)
 ITEM_COLUMN = "item_id"
+CODE = ("dig_models.cross_files", "jobs.cross_arrays", "jobs.u2i_crosses")
 
 
 def u2i_daily(interactions: DataFrame, items: DataFrame, dataset: DatasetConfig) -> DataFrame:
@@ -82,7 +83,7 @@ def main(call: Invocation) -> None:
     dataset, options = call.config.dataset, call.options
     windows = dataset.u2i.windows
     with spark_session(call.config, "u2i_crosses") as spark:
-        build = Build(call.config, spark, "u2i_crosses", ["jobs.u2i_crosses"], steps=3, missing=options.missing)
+        build = Build(call.config, spark, "u2i_crosses", CODE, steps=3, missing=options.missing)
         lake = build.lake
 
         def closed(day: date) -> list[date]:
