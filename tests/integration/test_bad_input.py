@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from pyspark.sql import SparkSession
+from tiny_shop import TINY_FIRST, tiny_dataset, tiny_rows, write_events
 
 from dig_models.features import bucket_of
 from jobs import entry, examples, ingest, item_features, u2i_crosses
 from jobs.lake import Lake
-from tests.conftest import TINY_FIRST, tiny_dataset, tiny_rows, write_events
 
 pytestmark = pytest.mark.slow
 LAST = TINY_FIRST + timedelta(days=9)
