@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny_shop import tiny_dataset
 
 from jobs import registry
 from jobs.config import Config, load
 from jobs.lake import Lake
-from tests.conftest import tiny_dataset
 
 PROJECT = Path(__file__).resolve().parents[2]
 D = date(2024, 3, 28)
