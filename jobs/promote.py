@@ -53,6 +53,8 @@ def promote(config: Config, day: date, *, allow_older: bool = False) -> dict[str
     if refusal:
         _keep(config, day, record, "refused", refusal)
         raise JobError(refusal)
+    if champion and champion.date > day:
+        _withdraw_after(config, day)  # before the alias moves: a retry that finds it moved would not come here again
     if champion:
         registry.set_alias(config, registry.PREVIOUS, champion.version)
     registry.set_alias(config, registry.CHAMPION, challenger.version)
@@ -62,9 +64,18 @@ def promote(config: Config, day: date, *, allow_older: bool = False) -> dict[str
 
 
 def _tag(config: Config, ref: ModelRef, day: date) -> None:
-    """Date of promotion; also after a retry that finds the alias moved but the tag missing."""
+    """Date of promotion, and no longer withdrawn; also after a retry that finds the alias moved but the tags not."""
     if ref.tags.get(registry.PROMOTED_ON) is None:
         registry.tag(config, ref.version, registry.PROMOTED_ON, day.isoformat())
+    if registry.WITHDRAWN in ref.tags:
+        registry.untag(config, ref.version, registry.WITHDRAWN)
+
+
+def _withdraw_after(config: Config, day: date) -> None:
+    """Tag all versions promoted for later dates, so that no training starts from what was stepped back from."""
+    for ref in registry.versions(config):
+        if registry.PROMOTED_ON in ref.tags and date.fromisoformat(ref.tags[registry.PROMOTED_ON]) > day:
+            registry.tag(config, ref.version, registry.WITHDRAWN, day.isoformat())
 
 
 def _refusal(

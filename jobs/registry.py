@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
-LINEAGE, PROMOTED_ON, RUN_DATE = "lineage", "promoted_on", "date"
+LINEAGE, PROMOTED_ON, WITHDRAWN, RUN_DATE = "lineage", "promoted_on", "withdrawn", "date"
 BUNDLE = "artifacts/bundle"
 
 
@@ -121,11 +121,12 @@ def by_lineage(config: Config, lineage: str) -> ModelRef | None:
 
 
 def ancestor(config: Config, day: date) -> ModelRef | None:
-    """The newest version promoted with a date before ``day``; training of ``day`` starts from it.
+    """The newest version promoted with a date before ``day`` and not withdrawn since; training of ``day`` starts from it.
 
-    It does not depend on who is champion now, so a rerun of an old day gives the same model.
+    It does not depend on who is champion now, so a rerun of an old day gives the same model unless a version was withdrawn.
     """
-    past = [ref for ref in versions(config) if PROMOTED_ON in ref.tags and date.fromisoformat(ref.tags[PROMOTED_ON]) < day]
+    promoted = [ref for ref in versions(config) if PROMOTED_ON in ref.tags and WITHDRAWN not in ref.tags]
+    past = [ref for ref in promoted if date.fromisoformat(ref.tags[PROMOTED_ON]) < day]
     return max(past, key=lambda ref: (ref.tags[PROMOTED_ON], int(ref.version)), default=None)
 
 
@@ -173,6 +174,11 @@ def set_alias(config: Config, alias: str, version: str) -> None:
 def tag(config: Config, version: str, key: str, value: str) -> None:
     """Set one tag of a version."""
     client(config).set_model_version_tag(config.mlflow.model_name, version, key, value)
+
+
+def untag(config: Config, version: str, key: str) -> None:
+    """Take one tag off a version that has it."""
+    client(config).delete_model_version_tag(config.mlflow.model_name, version, key)
 
 
 def get(config: Config, version: str) -> ModelRef:

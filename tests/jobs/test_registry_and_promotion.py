@@ -180,6 +180,25 @@ def test_an_earlier_date_does_not_replace_a_later_champion_unless_asked(config):
     assert aliases(config) == {"challenger": "2", "champion": "2", "previous": "1"}
 
 
+def test_training_does_not_start_from_a_version_that_was_stepped_back_from(config):
+    enrol(config)
+    promote.promote(config, ew.DAY)
+    later, next_day = date(2017, 11, 16), date(2017, 11, 17)
+    retrained(config, later, "b" * 64)
+    enrol(config, later)
+    promote.promote(config, later)
+    retrained(config, ew.DAY, "a" * 64)
+    enrol(config)
+    promote.promote(config, ew.DAY, allow_older=True)
+    assert aliases(config)["champion"] == "1"
+    assert registry.get(config, "2").tags["withdrawn"] == "2017-11-15"
+    assert registry.ancestor(config, next_day).version == "1"
+    retrained(config, later, "b" * 64)
+    enrol(config, later)
+    promote.promote(config, later)
+    assert registry.ancestor(config, next_day).version == "2"
+
+
 def test_figures_compared_with_another_champion_are_refused(config):
     enrol(config)
     promote.promote(config, ew.DAY)
