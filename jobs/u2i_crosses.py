@@ -50,7 +50,9 @@ def u2i_daily(interactions: DataFrame, items: DataFrame, dataset: DatasetConfig)
         known = items.select(ITEM_COLUMN, F.col("ds").alias("items_ds"), *(F.col(f"`{c}`") for c in columns))
         events = events.join(known, [ITEM_COLUMN, "items_ds"], "left")
     pairs = F.array(*(F.struct(F.lit(k.name).alias("key_name"), key_hash(F.col(f"`{k.column}`")).alias("key")) for k in keys))
-    exploded = events.select("user_id", "ts", "quantity", "value", "ds", F.inline(pairs)).where(F.col("key") != 0)
+    # Spread by user before every event becomes one row a key: the sums then need no second, larger shuffle.
+    by_user = events.repartition("user_id")
+    exploded = by_user.select("user_id", "ts", "quantity", "value", "ds", F.inline(pairs)).where(F.col("key") != 0)
     summed = exploded.groupBy("user_id", "key_name", "key", "ts", "ds").agg(
         F.count(F.lit(1)).cast("double").alias("events"),
         F.round(F.sum("quantity"), 6).alias("quantity"),

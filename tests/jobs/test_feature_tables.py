@@ -40,9 +40,10 @@ def build(config: Config, **options: Any) -> None:
     call("examples", config, days_between(FIRST + timedelta(days=1), LAST), **options)
 
 
-def changed(config: Config, day: date) -> Config:
-    """Settings of another digest that make the same rows."""
-    return config.model_copy(update={"dataset": config.dataset.model_copy(update={"default_date": day})})
+def changed(config: Config, max_items: int) -> Config:
+    """Settings of another digest that make the same examples."""
+    catalogue = config.dataset.catalogue.model_copy(update={"max_items": max_items})
+    return config.model_copy(update={"dataset": config.dataset.model_copy(update={"catalogue": catalogue})})
 
 
 @dataclass
@@ -203,18 +204,16 @@ def test_with_missing_nothing_is_built_twice_and_a_changed_setting_builds_anew(b
     monkeypatch.setattr(Staging, "write", counted)
     build(built.config, missing=True)
     assert written == []
-    call("examples", changed(built.config, LAST - timedelta(days=1)), [LAST], missing=True)
+    call("examples", changed(built.config, 7), [LAST], missing=True)
     assert written == [("examples", 1), ("user_state", 1)]
 
 
-def test_each_day_alone_gives_what_the_range_gave(built: Built, spark: SparkSession, tmp_path: Path) -> None:
-    config, day = config_of(tmp_path), date(2017, 1, 7)
+def test_a_day_alone_gives_what_the_range_gave(built: Built, spark: SparkSession, tmp_path: Path) -> None:
+    config, day = config_of(tmp_path), date(2017, 1, 12)
     lake = Lake(config.paths.at("lake"))
     built.world.write(spark, lake, days_between(FIRST, day))
-    for one in days_between(FIRST, day - timedelta(days=1)):
-        call("item_features", config, [one])
-    for one in days_between(FIRST, day):
-        call("u2i_crosses", config, [one], arrays=False)
+    call("item_features", config, [day - timedelta(days=1)], events_from=FIRST)
+    call("u2i_crosses", config, [day], events_from=FIRST, arrays=False)
     call("examples", config, [day])
     for table in ("item_features", "u2i_crosses"):
         there = lake.days(table)[-1]
@@ -251,7 +250,7 @@ def test_a_column_that_the_items_lack_is_named(spark: SparkSession, built: Built
 
 def test_a_day_is_stored_in_several_row_groups(built: Built, spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examples, "REQUESTS_PER_ROW_GROUP", 2)
-    call("examples", changed(built.config, LAST - timedelta(days=2)), [LAST])
+    call("examples", changed(built.config, 8), [LAST])
     file = next(built.lake.folder("examples", LAST).glob("*.parquet"))
     meta = pq.read_metadata(file)
     assert meta.num_rows > 2
