@@ -29,6 +29,17 @@ def sync_dir(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_tree(folder: Path) -> None:
+    """Make the files below a folder durable, and their names."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            sync_dir(path)
+        elif path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_dir(folder)
+
+
 @contextmanager
 def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock file; the operating system lets it go when the process ends, however it ends.

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dig_models.files import replace_text, sync_dir, sync_tree
 from jobs.entry import JobError
-from jobs.files import exclusive, replace_text
+from jobs.files import exclusive
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -249,7 +250,10 @@ class Lake:
         return FileStaging(self, table, ds, run_id or f"{table}-{ds}")
 
     def publish(self, marker: Marker, staged: Path) -> None:
-        """Move a staged folder into its day, replace the marker, then remove what the old marker pointed to."""
+        """Move a staged folder into its day, replace the marker, then remove what the old marker pointed to.
+
+        Each step is durable before the next: after a power cut the marker names whole data, the old or the new.
+        """
         home = self.root / marker.table / f"ds={marker.ds}"
         home.mkdir(parents=True, exist_ok=True)
         target = home / marker.data
@@ -261,8 +265,11 @@ class Lake:
                 aside = home / f".damaged-{marker.data}"
                 shutil.rmtree(aside, ignore_errors=True)
                 target.rename(aside)
+            sync_tree(staged)
             staged.rename(target)
-            replace_text(home / MARKER, marker.text())
+            for folder in (home, home.parent, self.root):
+                sync_dir(folder)
+            replace_text(home / MARKER, marker.text())  # durable when it returns, with its name
             for old in home.iterdir():
                 if old.is_dir() and old.name != marker.data:
                     shutil.rmtree(old)

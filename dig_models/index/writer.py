@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from dig_models.bundle import Bundle, load_bundle, save_bundle
 from dig_models.cross_files import read_meta
 from dig_models.evaluate.sid_quality import churn, measure
-from dig_models.files import exclusive, replace_text, sync_dir
+from dig_models.files import exclusive, replace_text, sync_dir, sync_tree
 from dig_models.index import generation as g
 from dig_models.index.diff import Sids, changes, counts, sid_text
 from dig_models.index.reader import codebook_digest
@@ -91,7 +91,7 @@ def build(root: Path, release: Release) -> str:
             log.info("index generation %s is there already", draft.id)
             return draft.id
         complete(root, staging, draft)
-        flush(staging)
+        sync_tree(staging)
         install(root, staging, draft.id)
         return draft.id
     finally:
@@ -187,17 +187,6 @@ def complete(root: Path, staging: Path, draft: g.Manifest) -> None:
         }
     )
     replace_text(staging / g.MANIFEST, manifest.sealed().text())
-
-
-def flush(staging: Path) -> None:
-    """Make every file and folder of the staging folder durable."""
-    for path in staging.rglob("*"):
-        if path.is_dir():
-            sync_dir(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    sync_dir(staging)
 
 
 def install(root: Path, staging: Path, generation: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -53,6 +54,25 @@ def test_a_committed_day_is_read_back(lake: Lake) -> None:
     assert lake.read_arrow("t", DAYS[:1]).column("v").to_pylist() == [1, 2]
     assert lake.days("t") == DAYS[:1]
     assert lake.inputs({"t": DAYS[:1]}) == {"t": {"2024-03-01": "c"}}
+
+
+def test_data_are_durable_before_the_marker_moves_and_old_data_go_last(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(lake, DAYS[0], [1])
+    old = lake.folder("t", DAYS[0])
+    steps: list[str] = []
+    synced = os.fsync
+
+    def watched(handle: int) -> None:
+        named = Path(f"/proc/self/fd/{handle}").readlink().name
+        steps.append(f"{named}{'' if old.is_dir() else ' after the old data went'}")
+        synced(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    put(lake, DAYS[0], [2], content="d")
+    data, names = steps.index("part-0.parquet"), [i for i, step in enumerate(steps) if step == "ds=2024-03-01"]
+    marker = next(i for i, step in enumerate(steps) if step.startswith("._MARKER.json"))
+    assert data < steps.index("day") < names[0] < marker < names[1]
+    assert not [step for step in steps if "went" in step] and not old.exists()
 
 
 def test_missing_days_are_named_with_the_job_that_builds_them(lake: Lake) -> None:

@@ -193,6 +193,7 @@ def test_training_does_not_start_from_a_version_that_was_stepped_back_from(confi
     assert aliases(config)["champion"] == "1"
     assert registry.get(config, "2").tags["withdrawn"] == "2017-11-15"
     assert registry.ancestor(config, next_day).version == "1"
+    shutil.rmtree(Path(config.paths.at("checkpoints")) / later.isoformat())
     retrained(config, later, "b" * 64)
     enrol(config, later)
     promote.promote(config, later)

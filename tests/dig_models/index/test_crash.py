@@ -56,7 +56,7 @@ POINTS = [
     (os, "link", 3),
     (writer, "complete", 1),
     (writer, "replace_text", 1),  # the manifest
-    (writer, "flush", 1),
+    (writer, "sync_tree", 1),
     (writer, "install", 1),
     (sys.modules[__name__], "verify", 1),
     (writer, "replace_text", 2),  # CURRENT
