@@ -22,6 +22,7 @@ from dags.recorder import AIRFLOW, Output, Recorder
 from jobs.config import CONF_DIR, Config, ConfigError, load
 from jobs.entry import JobError
 from jobs.files import exclusive
+from jobs.layers import SETS, inherited
 from jobs.processes import PeakMemory, stop, tree
 from jobs.progress import emit
 from jobs.runs import run_dir
@@ -41,7 +42,7 @@ def set_environment(config: Config, day: date, place: Path, sets: Sequence[str])
         config: settings in force.
         day: logical date of the run.
         place: the settings file.
-        sets: ``key=value`` overrides, which become ``DIG_…`` variables.
+        sets: ``key=value`` overrides, handed on in ``$DIG_SET``.
     """
     home = Path(config.paths.home).resolve() / "airflow"
     home.mkdir(parents=True, exist_ok=True)
@@ -61,9 +62,8 @@ def set_environment(config: Config, day: date, place: Path, sets: Sequence[str])
     Path(os.environ["DIG_PROGRESS"]).write_text("")
     spark = {"conn_type": "spark", "host": config.spark.master}
     os.environ.setdefault(f"AIRFLOW_CONN_{config.spark.connection_id.upper()}", json.dumps(spark))
-    for item in sets:
-        key, _, value = item.partition("=")
-        os.environ[f"DIG_{key.strip().replace('.', '__').upper()}"] = value
+    if sets:
+        os.environ[SETS] = json.dumps([*inherited(os.environ), *sets])
     # spark-submit is found by name, and starts the first python3 that it finds.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     os.environ["PYTHONPATH"] = os.pathsep.join([str(DAGS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])

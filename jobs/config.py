@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from dig_models.config import Fraction, ModelConfig, Positive, RetrieveConfig, Strict, TrainConfig
 from dig_models.features import FeatureSpec, FieldSpec, OfferSpec
 from jobs.dates import Window
-from jobs.layers import ConfigError, Layers, from_environment, from_options, hint, known_keys, read_yaml
+from jobs.layers import ConfigError, Layers, from_environment, from_options, hint, inherited, known_keys, read_yaml
 
 __all__ = ["CONF_DIR", "Config", "ConfigError", "DatasetConfig", "load", "load_layers"]
 
@@ -409,14 +409,16 @@ def load_layers(path: str | Path, sets: Sequence[str] = (), environ: Mapping[str
     Args:
         path: a file such as ``conf/local.yaml``.
         sets: ``key.sub=value`` overrides, values in YAML.
-        environ: variables such as ``DIG_DATASET__SAMPLE_USERS=1.0`` (``__`` separates levels); ``os.environ`` by default.
+        environ: variables such as ``DIG_DATASET__SAMPLE_USERS=1.0`` (``__`` separates levels) and ``DIG_SET``, a JSON list of
+            ``sets`` that come after them; ``os.environ`` by default.
 
     Raises:
         ConfigError: missing file, unknown key, wrong type, value out of range.
     """
     path = Path(path)
     place = read_yaml(path, "configuration")
-    late = from_environment(os.environ if environ is None else environ) + from_options(sets)
+    environ = os.environ if environ is None else environ
+    late = from_environment(environ) + from_options([*inherited(environ), *sets])
     chosen = Layers()
     chosen.merge(place, str(path))
     for key, value, origin in late:

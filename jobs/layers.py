@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ import yaml
 from pydantic import BaseModel
 
 PREFIX = "DIG_"
-RESERVED = frozenset({"DIG_PROGRESS", "DIG_CONFIG"})
+SETS = "DIG_SET"
+RESERVED = frozenset({"DIG_PROGRESS", "DIG_CONFIG", SETS})
 Override = tuple[str, Any, str]  # dotted key, value, origin
 
 
@@ -76,6 +78,22 @@ def from_environment(environ: Mapping[str, str]) -> list[Override]:
         for name in sorted(environ)
         if name.startswith(PREFIX) and name not in RESERVED
     ]
+
+
+def inherited(environ: Mapping[str, str]) -> list[str]:
+    """``--set`` options of the run that started this process, handed on in ``$DIG_SET`` as a JSON list; names keep their capitals.
+
+    Raises:
+        ConfigError: the variable is no JSON list of texts.
+    """
+    text = environ.get(SETS, "")
+    try:
+        found = json.loads(text) if text else []
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise ConfigError(f'environment {SETS}: expected a JSON list such as ["train.epochs=2"], found {text!r:.80}')
+    return found
 
 
 def from_options(sets: Sequence[str]) -> list[Override]:

@@ -98,14 +98,21 @@ def test_a_second_run_in_the_same_home_is_refused(tmp_path: Path, environment: d
     assert not (tmp_path / "home" / "runs").exists()
 
 
-def test_overrides_reach_the_jobs_as_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overrides_reach_the_jobs_as_they_were_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = f"paths.home={tmp_path}"
-    sets = [home, "dataset.sample_users=0.25", "train.lr=2e-3", "mlflow.tracking_uri=http://m?a=b"]
+    sets = [
+        home,
+        "dataset.sample_users=0.25",
+        "train.lr=2e-3",
+        "mlflow.tracking_uri=http://m?a=b",
+        "spark.conf={spark.sql.adaptive.enabled: 'false'}",
+    ]
     before = dict(os.environ)
     config = load(CONF_DIR / "local.yaml", sets, {})
     try:
         run.set_environment(config, config.dataset.default_date, CONF_DIR / "local.yaml", sets)
         assert load() == config
+        assert json.loads(os.environ["DIG_SET"]) == sets
         connection = json.loads(os.environ["AIRFLOW_CONN_SPARK_DEFAULT"])
         assert connection == {"conn_type": "spark", "host": "local[*]"}
         assert (tmp_path / "airflow").is_dir()

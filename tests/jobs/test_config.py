@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
 from pathlib import Path
 
@@ -255,6 +256,37 @@ def test_settings_cannot_be_changed_after_they_were_read(conf: Path) -> None:
     config = load(conf, environ={})
     with pytest.raises(ValueError, match="frozen"):
         config.train.lr = 1.0  # type: ignore[misc]
+
+
+TABLES = """\
+name: shop
+source:
+  kind: tables
+  interactions: {path: /data/x.csv, format: csv}
+first_date: 2020-01-01
+last_date: 2020-12-31
+default_date: 2020-06-01
+item_fields: [{name: brand, buckets: 8}]
+user_fields: [{name: age, buckets: 8}]
+u2i: {keys: [{name: item, column: item_id}]}
+"""
+
+
+def test_overrides_that_a_run_hands_on_keep_their_capitals_and_their_origin(conf: Path) -> None:
+    (conf.parent / "datasets" / "shop.yaml").write_text(TABLES)
+    sets = ["dataset.source.interactions.options.dateFormat=dd.MM", "train.lr=2e-3"]
+    told = {"DIG_SET": json.dumps(sets), "DIG_TRAIN__LR": "0.5"}
+    config, layers = load_layers(conf, [], told)
+    assert config == load(conf, sets, {})
+    leaves = {leaf.key: leaf for leaf in layers.leaves(config)}
+    assert leaves["dataset.source.interactions.options.dateFormat"].value == "dd.MM"
+    assert (leaves["train.lr"].value, leaves["train.lr"].origin) == (0.002, "--set train.lr")
+    assert load(conf, ["train.lr=1e-3"], told).train.lr == 0.001
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "train.lr=1"])
+def test_overrides_handed_on_in_another_form_are_refused(conf: Path, text: str) -> None:
+    assert error_of(conf, environ={"DIG_SET": text}).startswith("environment DIG_SET: expected a JSON list")
 
 
 def test_a_digest_changes_with_its_sections_alone(conf: Path) -> None:
