@@ -56,7 +56,8 @@ benchmarks: setup  ## every script of benchmarks/, after `make retrain`; results
 	@$(BIN)/python -m benchmarks.quality
 
 lock:  ## write requirements.lock anew from what the environment holds
-	@$(BIN)/python -m pip freeze --exclude-editable | sed -e 's/+cpu$$//' > requirements.lock
+	@{ grep '^#' requirements.lock; $(BIN)/python -m pip freeze --exclude-editable | sed -e 's/+cpu$$//'; } > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
 
 clean:  ## remove what runs wrote; the virtual environment stays
 	@rm -rf .dig .mypy_cache .ruff_cache .pytest_cache build *.egg-info
