@@ -7,6 +7,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import evaluation_world as ew
+import pyarrow as pa
 
 from jobs.config import Config
 from jobs.dates import days_between
@@ -45,7 +46,7 @@ def build(home: Path, *, days: tuple[date, ...] = (DAY,)) -> Config:
         store = ew.CrossStore.open(lake.folder("cross_arrays", day), spec, items)
         world = ew.World(config, spec, table, items, events, store)
         for of in days_between(window.train_first - timedelta(days=1), window.train_last):
-            ew.commit(lake, "item_features", of, table)
+            ew.commit(lake, "item_features", of, table.append_column("ds", pa.array([of.isoformat()] * len(table))))
         for of in days_between(window.train_first, window.eval_last):
             ew.commit(lake, "examples", of, ew.examples(world, of))
     for name in ("examples", "item_features"):
