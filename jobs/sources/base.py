@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -111,11 +112,16 @@ def reading(table: str) -> Iterator[None]:
     """
     try:
         yield
-    except PySparkException as error:
-        said = re.search(r"\[(?:MALFORMED|FAILED_READ_FILE|CANNOT_PARSE|USER_RAISED_EXCEPTION)[\w.]*\] ([^\n]*)", str(error))
+    except (PySparkException, Py4JJavaError) as error:  # Spark wraps what a task met, by its class, in one or the other
+        said = _said(str(error), "MALFORMED|CANNOT_PARSE|USER_RAISED_EXCEPTION") or _said(str(error), "FAILED_READ_FILE")
         if said is None:
             raise
         raise RawDataError(f"raw data for table {table}: {said.group(1)[:500]}") from error
+
+
+def _said(text: str, conditions: str) -> re.Match[str] | None:
+    """The sentence of the first of some error conditions."""
+    return re.search(rf"\[(?:{conditions})[\w.]*\] ([^\n]*)", text)
 
 
 def day_frame(spark: SparkSession, days: Iterable[date]) -> DataFrame:
