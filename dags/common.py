@@ -30,9 +30,6 @@ INDEX = Asset(name="dig_index", uri="dig://index", group="dig")
 #: Exit status of a job that failed for a reason its message explains: trying again cannot help.
 EXPLAINED = 2
 
-#: A Spark on this machine talks to itself and to nobody else.
-LOCAL_SPARK = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
-
 DEFAULT_ARGS: dict[str, Any] = {
     "owner": "dig",
     "retries": 2,
@@ -195,7 +192,7 @@ class SparkJobOperator(SparkSubmitOperator):  # type: ignore[misc]
             name=f"dig_{job}",
             conn_id=config.spark.connection_id,
             driver_memory=config.spark.driver_memory,
-            conf={"spark.log.level": "WARN", **(LOCAL_SPARK if config.spark.master.startswith("local") else {}), **config.spark.conf},
+            conf={"spark.log.level": "WARN", **config.spark.conf},
             **kwargs,
         )
         self.job = job

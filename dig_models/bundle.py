@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from dig_models.config import ModelConfig
@@ -29,6 +30,10 @@ WEIGHTS, SETTINGS, ITEMS = "model.safetensors", "model.json", "items.parquet"
 
 class BundleError(ValueError):
     """A bundle is missing, incomplete or damaged; the message names the file and what to do."""
+
+
+class BundleMismatch(BundleError):
+    """A bundle is whole, but this version of the code has another network or other settings for it."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ def load_bundle(path: str | Path, spec: FeatureSpec | None = None) -> Bundle:
 
     Raises:
         BundleError: a file is missing, truncated or changed, or the format is newer than this code.
+        BundleMismatch: its settings or weights do not fit this version of the code.
         FeatureSpecMismatch: made with a spec other than ``spec``.
     """
     path = Path(path)
@@ -106,10 +112,15 @@ def load_bundle(path: str | Path, spec: FeatureSpec | None = None) -> Bundle:
         spec.require(own.digest, f"bundle {path}")
     table = pq.read_table(path / ITEMS)
     items = ItemTable.from_arrow(table, own)
-    model = Dig(ModelConfig.model_validate(settings["model"]), own, seed=int(settings["seed"]))
-    model.set_items(items)
-    model.load_state_dict(load_file(path / WEIGHTS))
+    try:
+        model = Dig(ModelConfig.model_validate(settings["model"]), own, seed=int(settings["seed"]))
+        model.set_items(items)
+        model.load_state_dict(load_file(path / WEIGHTS))
+    except (ValidationError, RuntimeError) as error:  # torch: names or shapes of the weights differ
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
+        raise BundleMismatch(f"bundle {path}: made by another version of the code, whose model does not fit this one: {reason}") from None
     model.eval()
+    model.settled = True
     return Bundle(model, own, items, model.code_NL.cpu().numpy().copy(), settings["info"])
 
 

@@ -82,6 +82,11 @@ class TrainConfig(Strict):
     grad_clip: float = Field(5.0, gt=0)
     warmup_fraction: Fraction = Field(0.2, description="share of the steps before the codebooks are built and L_recall starts")
     warm_start: bool = Field(True, description="start from the champion's weights and codes when there is a champion")
+    warm_epochs: Positive = Field(1, description="epochs of a training that starts from the champion")
+    warm_codes: Literal["keep", "move"] = Field(
+        "keep",
+        description="SIDs of known items in a training that starts from the champion: kept, or nearest codes, which moves nearly all",
+    )
     seed: int = 2017
     ranks: Positive = Field(2, description="processes per host")
     threads_per_rank: Positive = 1

@@ -18,7 +18,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from dig_models.cross_files import CrossMeta, open_array, read_meta, u2i_name
+from dig_models.cross_files import CrossMeta, find, open_array, read_meta, u2i_name
 from dig_models.features import SECONDS_PER_DAY, FeatureSpec
 from dig_models.items import ItemTable
 
@@ -26,82 +26,36 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 
-def _starts(sorted_R: Ints) -> Ints:
-    """First position of each run of equal values."""
-    if not len(sorted_R):
-        return np.zeros(0, dtype=np.int64)
-    return np.concatenate([[0], np.flatnonzero(sorted_R[1:] != sorted_R[:-1]) + 1])
-
-
-def _find(sorted_G: Ints, value_P: Ints) -> Ints:
-    """Position of each value, ``(P,)``; -1 where it is not there."""
-    if not len(sorted_G):
-        return np.full(len(value_P), -1, dtype=np.int64)
-    at = np.searchsorted(sorted_G, value_P)
-    at[at == len(sorted_G)] = 0
-    return np.where(sorted_G[at] == value_P, at, -1)
-
-
 @dataclass(frozen=True)
 class _Shard:
-    """Events of one u2i key and user shard; an 8-byte search key per event is derived when the shard is first used.
+    """Events of one u2i key and user shard, memory-mapped; ``dig_models.cross_files`` says what each array holds.
 
     Attributes:
-        users: distinct user hashes; ``user_start`` their first rows, with the row count at the end.
-        keys: distinct key hashes.
-        group: ``user index * len(keys) + key index`` of each (user, key), ascending.
-        place: ``group index * span + (ts - first second)`` of each event, ascending.
         item_key_N: index into ``keys`` of each item's key, -1 if no user of the shard has it.
     """
 
-    user_R: Ints
-    key_R: Ints
-    ts_R: Ints
-    cum_R: NDArray[np.float64]
     users: Ints
-    user_start: Ints
+    start: Ints
     keys: Ints
     group: Ints
-    group_R: NDArray[np.int32]
     place: Ints
+    cum: NDArray[np.float64]
     first_second: int
     span: int
-    item_key_N: Ints
+    item_key_N: NDArray[np.int32]
 
     @classmethod
     def open(cls, path: Path, meta: CrossMeta, key: str, shard: int, key_N: Ints) -> _Shard:
-        user_R, key_R, ts_R, cum_R = (open_array(path, meta, u2i_name(key, shard, part)) for part in ("user", "key", "ts", "cum"))
-        start = _starts(user_R)
-        keys, key_index_R = np.unique(key_R, return_inverse=True)
-        user_index_R = np.repeat(np.arange(len(start)), np.diff(np.append(start, len(user_R))))
-        code_R = user_index_R * max(len(keys), 1) + key_index_R
-        first = _starts(code_R)
-        group_R = np.repeat(np.arange(len(first), dtype=np.int32), np.diff(np.append(first, len(code_R))))
-        first_second = meta.first_day * SECONDS_PER_DAY
-        # One more day than the arrays hold: a request of the day after the last one sees all of them.
-        span = (meta.last_day + 2 - meta.first_day) * SECONDS_PER_DAY
-        return cls(
-            user_R=user_R,
-            key_R=key_R,
-            ts_R=ts_R,
-            cum_R=cum_R,
-            users=np.asarray(user_R[start]),
-            user_start=np.append(start, len(user_R)),
-            keys=keys,
-            group=code_R[first],
-            group_R=group_R,
-            place=group_R.astype(np.int64) * span + (ts_R - first_second),
-            first_second=first_second,
-            span=span,
-            item_key_N=np.where(key_N == 0, -1, _find(keys, key_N)),
-        )
+        arrays = {part: open_array(path, meta, u2i_name(key, shard, part)) for part in ("users", "start", "keys", "group", "place", "cum")}
+        item_key_N = np.where(key_N == 0, -1, find(arrays["keys"], key_N)).astype(np.int32)
+        return cls(**arrays, first_second=meta.first_second, span=meta.span, item_key_N=item_key_N)
 
     def groups(self, user_Q: Ints, run_P: Ints, item_P: Ints) -> Ints:
         """Group of each pair, ``(P,)``; -1 if the user has no event with the item's key."""
-        user_index_P = _find(self.users, user_Q)[run_P]
+        user_index_P = find(self.users, user_Q)[run_P]
         key_index_P = self.item_key_N[item_P]
         code_P = np.where((user_index_P < 0) | (key_index_P < 0), -1, user_index_P * max(len(self.keys), 1) + key_index_P)
-        return _find(self.group, code_P)
+        return find(self.group, code_P)
 
     def before(self, group_P: Ints, second_P: Ints) -> Ints:
         """Rows of the file that sort before (group, second): ``cum`` up to there."""
@@ -110,48 +64,45 @@ class _Shard:
 
     def sums(self, end_P: Ints) -> NDArray[np.float64]:
         """Running sum of the first ``end_P`` rows."""
-        return np.where(end_P > 0, self.cum_R[np.maximum(end_P - 1, 0)], 0.0)
+        return np.where(end_P > 0, self.cum[np.maximum(end_P - 1, 0)], 0.0)
+
+    def seconds(self, row_P: Ints) -> Ints:
+        """Times of some rows, seconds of the local clock."""
+        return self.first_second + self.place[row_P] % self.span
 
     def of_user(self, user: int) -> slice:
         """Rows of one user."""
-        at = int(_find(self.users, np.array([user]))[0])
-        return slice(0, 0) if at < 0 else slice(int(self.user_start[at]), int(self.user_start[at + 1]))
+        at = int(find(self.users, np.array([user]))[0])
+        return slice(0, 0) if at < 0 else slice(int(self.start[at]), int(self.start[at + 1]))
 
-    def events(self, rows: slice) -> NDArray[np.float64]:
-        """Events of consecutive rows."""
-        before = self.cum_R[rows.start - 1] if rows.start else 0.0
-        return np.diff(self.cum_R[rows], prepend=before)
+    def events(self, rows: slice) -> tuple[Ints, Ints, NDArray[np.float64]]:
+        """Group, time and events of consecutive rows."""
+        place_R = np.asarray(self.place[rows])
+        before = self.cum[rows.start - 1] if rows.start else 0.0
+        return place_R // self.span, self.first_second + place_R % self.span, np.diff(self.cum[rows], prepend=before)
 
 
 @dataclass(frozen=True)
 class _Offers:
-    """What was offered, restricted to the items of the table: ``place`` is ``offer index * N + item row``, ascending."""
+    """What was offered, memory-mapped: ``place`` is ``offer index * items + column of pop.items``, ascending."""
 
-    offers: Ints
+    keys: Ints
     place: Ints
     codes: list[NDArray[np.int16]]
     items: int
 
     @classmethod
-    def open(cls, path: Path, meta: CrossMeta, items: ItemTable) -> _Offers:
-        offer_O = open_array(path, meta, "offers.offer")
-        row_O = items.rows(open_array(path, meta, "offers.item"))
-        start = _starts(offer_O)
-        index_O = np.repeat(np.arange(len(start)), np.diff(np.append(start, len(offer_O))))
-        known = row_O > 0
-        return cls(
-            offers=np.asarray(offer_O[start]),
-            place=(index_O * len(items) + row_O)[known],
-            codes=[open_array(path, meta, f"offers.{column}")[known] for column in meta.offers],
-            items=len(items),
-        )
+    def open(cls, path: Path, meta: CrossMeta, items: int) -> _Offers:
+        keys, place = (open_array(path, meta, f"offers.{part}") for part in ("keys", "place"))
+        codes = [open_array(path, meta, f"offers.{column}") for column in meta.offers]
+        return cls(keys=keys, place=place, codes=codes, items=max(items, 1))
 
 
 class CrossStore:
     """Raw crosses ``(…, W)`` float32 in ``spec.raw_cross_names`` order, for pairs, for a whole catalogue, and what a user bought.
 
     Unknown users and items, and keys that are missing, have counts 0 and days -1. Files are memory-mapped and opened when first
-    needed, one shard of users at a time; thread safety is that of NumPy reads.
+    needed, one shard of users at a time, and searched where they lie; thread safety is that of NumPy reads.
     """
 
     def __init__(self, path: Path, spec: FeatureSpec, items: ItemTable, meta: CrossMeta) -> None:
@@ -159,7 +110,9 @@ class CrossStore:
         self._shards: dict[tuple[int, int], _Shard] = {}
         self._pop = [open_array(path, meta, f"pop.{w}") for w in spec.windows]
         self._pop_days: Ints = np.asarray(open_array(path, meta, "pop.days"))
-        self._pop_column_N = np.where(items.hash_N == items.hash_N[0], -1, _find(open_array(path, meta, "pop.items"), items.hash_N))
+        known = open_array(path, meta, "pop.items")
+        self._columns = len(known)
+        self._pop_column_N = np.where(items.hash_N == items.hash_N[0], -1, find(known, items.hash_N))
 
     @classmethod
     def open(cls, path: str | Path, spec: FeatureSpec, keys: ItemTable) -> CrossStore:
@@ -226,25 +179,34 @@ class CrossStore:
         known = self._pop_column_N >= 0
         for j, pop_TN in enumerate(self._pop):
             out_NW[known, head + j] = pop_TN[day][self._pop_column_N[known]]
-        at = int(_find(self._offers.offers, np.array([offer]))[0])
+        offers = self._offers
+        at = int(find(offers.keys, np.array([offer]))[0])
         if at >= 0:
-            low, high = np.searchsorted(self._offers.place, [at * len(self._items), (at + 1) * len(self._items)])
-            rows = self._offers.place[low:high] - at * len(self._items)
-            for j, code_O in enumerate(self._offers.codes):
-                out_NW[rows, head + len(self._pop) + j] = code_O[low:high]
+            low, high = np.searchsorted(offers.place, [at * offers.items, (at + 1) * offers.items])
+            row_O = self._row_of_column[offers.place[low:high] - at * offers.items]
+            for j, code_O in enumerate(offers.codes):
+                out_NW[row_O[row_O > 0], head + len(self._pop) + j] = code_O[low:high][row_O > 0]
         return out_NW
 
     def bought(self, user: int, ts: int) -> Ints:
         """Rows of the items that the user has an event with before ``ts`` (in the days that the arrays hold), ascending."""
         part = self._shard(self._spec.u2i_keys.index("item"), user % self.meta.shards)
-        rows = part.of_user(user)
-        hashes = np.unique(part.key_R[rows][part.ts_R[rows] < ts])
+        group_R, ts_R, _ = part.events(part.of_user(user))
+        hashes = part.keys[np.unique(part.group[np.unique(group_R[ts_R < ts])] % max(len(part.keys), 1))]
         item_rows = self._items.rows(hashes)
         return item_rows[item_rows > 0]
 
     @cached_property
     def _offers(self) -> _Offers:
-        return _Offers.open(self._path, self.meta, self._items)
+        return _Offers.open(self._path, self.meta, self._columns)
+
+    @cached_property
+    def _row_of_column(self) -> Ints:
+        """Item row of each item that the arrays know, 0 if the table does not hold it."""
+        row = np.zeros(self._columns, dtype=np.int64)
+        known = self._pop_column_N >= 0
+        row[self._pop_column_N[known]] = np.flatnonzero(known)
+        return row
 
     def _shard(self, k: int, shard: int) -> _Shard:
         found = self._shards.get((k, shard))
@@ -270,18 +232,18 @@ class CrossStore:
             out_PW[at_P, j] = total_P - part.sums(begin_P)
             if j == widest:
                 seen = end_P > begin_P
-                out_PW[at_P[seen], len(windows)] = (ts_P[seen] - part.ts_R[end_P[seen] - 1]) / SECONDS_PER_DAY
+                out_PW[at_P[seen], len(windows)] = (ts_P[seen] - part.seconds(end_P[seen] - 1)) / SECONDS_PER_DAY
 
     def _user_table(self, part: _Shard, user: int, ts: int) -> tuple[Floats, Ints]:
         """Crosses of one user for each of his keys, row 0 for "never" ``(keys + 1, windows + 1)``, and each item's row of it ``(N,)``."""
-        windows, rows = self._spec.windows, part.of_user(user)
-        local = part.group_R[rows] - (part.group_R[rows.start] if rows.stop > rows.start else 0)
-        size = int(local[-1]) + 1 if len(local) else 0
+        windows = self._spec.windows
+        group_R, ts_R, events_R = part.events(part.of_user(user))
+        size = int(group_R[-1] - group_R[0]) + 1 if len(group_R) else 0
         table = np.zeros((size + 1, len(windows) + 1), dtype=np.float32)
         table[:, -1] = -1.0
         index = np.zeros(len(part.keys) + 1, dtype=np.int64)  # the last one answers key index -1
         if size:
-            ts_R, events_R = np.asarray(part.ts_R[rows]), part.events(rows)
+            local = group_R - group_R[0]
             midnight = ts // SECONDS_PER_DAY * SECONDS_PER_DAY
             for j, window in enumerate(windows):
                 inside = (ts_R >= midnight - window * SECONDS_PER_DAY) & (ts_R < ts)
@@ -289,7 +251,7 @@ class CrossStore:
             recent = (ts_R >= midnight - max(windows) * SECONDS_PER_DAY) & (ts_R < ts)
             # Rows of a group ascend in time and of repeated indices the last assignment stays.
             table[1 + local[recent], -1] = (ts - ts_R[recent]) / SECONDS_PER_DAY
-            groups = part.group[part.group_R[rows.start] : part.group_R[rows.stop - 1] + 1]
+            groups = part.group[group_R[0] : group_R[-1] + 1]
             index[groups % len(part.keys)] = np.arange(1, size + 1)
         return table, index[part.item_key_N]
 
@@ -310,8 +272,8 @@ class CrossStore:
         if not self._spec.offers:
             return
         offers = self._offers
-        index_P = _find(offers.offers, offer_Q)[run_P]
-        place_P = _find(offers.place, np.where(index_P < 0, -1, index_P * offers.items + item_P))
+        index_P, column_P = find(offers.keys, offer_Q)[run_P], self._pop_column_N[item_P]
+        place_P = find(offers.place, np.where((index_P < 0) | (column_P < 0), -1, index_P * offers.items + column_P))
         hit = np.flatnonzero(place_P >= 0)
         for j, code_O in enumerate(offers.codes):
             out_PW[hit, j] = code_O[place_P[hit]]

@@ -96,6 +96,7 @@ class Dig(nn.Module):
         self.register_buffer("item_index_NJ", torch.zeros((0, 0), dtype=torch.int64), persistent=False)
         self.register_buffer("item_number_NQ", torch.zeros((0, 0)), persistent=False)
         self.items: ItemTable | None = None
+        self.settled = False
         self.reset_rows = torch.zeros(0, dtype=torch.int64)
         self._buckets: CatalogueBuckets | None = None
 
@@ -143,22 +144,27 @@ class Dig(nn.Module):
 
     @torch.no_grad()
     def codes(self, e_MD: Tensor, item_M: Tensor | None = None) -> Tensor:
-        """Semantic IDs, ``(M, D) -> (M, L)`` int64: nearest residual codes.
+        """Semantic IDs, ``(M, D) -> (M, L)`` int64: nearest residual codes; items that have a code keep it if the codes are ``fixed``.
 
         Args:
             e_MD: item embeddings.
-            item_M: rows of the item table; with ``assignment: frozen_tree`` items that have a code keep it (without this
-                argument, ``e_MD`` must be the whole catalogue for that, as ``encode_catalogue`` gives it).
+            item_M: rows of the item table, for the codes that items have; without it ``e_MD`` must be the whole catalogue, as
+                ``encode_catalogue`` gives it.
         """
         nearest_ML = self.quantizer.assign(e_MD)
-        if self.config.assignment == "online_rq":
+        if not self.fixed:
             return nearest_ML
         if item_M is None:
             if len(e_MD) != len(self.code_NL):
-                raise ValueError("assignment frozen_tree looks codes up by item: pass item_M, or embeddings of the whole catalogue")
+                raise ValueError("items keep their codes, which are looked up by item: pass item_M, or embeddings of the whole catalogue")
             item_M = torch.arange(len(e_MD), device=e_MD.device)
         kept_ML = self.code_NL.index_select(0, item_M)
         return torch.where(kept_ML >= 0, kept_ML, nearest_ML)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether items keep the codes they have: those of the initial tree, of the model started from, or of the saved model."""
+        return self.settled or self.config.assignment == "frozen_tree"
 
     def prefix_embeddings(self, code_ML: Tensor) -> Tensor:
         """``e_sid(1:l)`` for each level, ``(M, L) -> (M, L, D)``; a shorter code gives its levels."""
@@ -221,7 +227,7 @@ class Dig(nn.Module):
         code_NL[own_M] = code_ML
         self.code_NL.copy_(all_reduce(code_NL))
         self._buckets = None
-        if self.config.assignment == "online_rq":
+        if not self.fixed:
             self._reset_dead()
         return {
             **usage(number_LK),

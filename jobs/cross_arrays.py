@@ -50,17 +50,11 @@ def export(build: Build, window: Window) -> int:
     if build.missing and lake.is_current(TABLE, last, inputs=inputs, config=build.settings, code=build.code):
         return 0
     with lake.stage_files(TABLE, last) as stage:
-        writer = CrossWriter(stage.path)
+        writer = CrossWriter(stage.path, first_day=_day(events[0]), last_day=_day(last))
         rows = _events(writer, lake, spec.u2i_keys, dataset.u2i.shards, events)
         items = _popularity(writer, lake, spec.windows, popular, window.train_first, dataset.catalogue.min_events)
         _offers(writer, build, dataset.offers, offered, items)
-        writer.close(
-            spec,
-            first_day=_day(events[0]),
-            last_day=_day(last),
-            pop_first_day=_day(window.train_first) - 1,
-            shards=dataset.u2i.shards,
-        )
+        writer.close(spec, pop_first_day=_day(window.train_first) - 1, shards=dataset.u2i.shards)
         stage.commit(rows=rows, job=build.job, code=build.code, config=build.settings, inputs=inputs)
     return 1
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dig_models.bundle import Bundle, BundleError, load_bundle
+from dig_models.bundle import Bundle, BundleError, BundleMismatch, load_bundle
 from dig_models.crosses import CrossStore
 from dig_models.evaluate import bootstrap, ranking, retrieval, sid_quality
 from dig_models.evaluate.lists import VARIANTS, Contender, Lists, Search, recommend_all
@@ -130,20 +130,16 @@ def _challenger(config: Config, day: date, spec: FeatureSpec) -> Bundle:
     path = Path(config.paths.at("checkpoints")) / day.isoformat() / "bundle"
     if not path.is_dir():
         raise JobError(f"{path}: no trained model for {day}; run python -m jobs.train --date {day} first")
-    bundle = _load(path, spec)
+    try:
+        bundle = load_bundle(path, spec)
+    except BundleError as error:
+        raise JobError(str(error)) from error
     if bundle.model.config.loss.recall == 0:
         raise JobError(
             f"{path}: trained with model.loss.recall 0, so it has no semantic IDs to evaluate, promote or publish; "
             "train with a positive weight (benchmarks/quality.py compares such a ranker with DIG)"
         )
     return bundle
-
-
-def _load(path: Path, spec: FeatureSpec | None = None) -> Bundle:
-    try:
-        return load_bundle(path, spec)
-    except BundleError as error:
-        raise JobError(str(error)) from error
 
 
 def _champion(config: Config, day: date, lineage: str, spec: FeatureSpec) -> Champion | None:
@@ -155,13 +151,12 @@ def _champion(config: Config, day: date, lineage: str, spec: FeatureSpec) -> Cha
         log.info("no champion yet: absolute limits only")
         return None
     try:
-        bundle = _load(registry.fetch(config, ref))
-    except JobError:
-        raise
-    except RuntimeError as error:  # torch: the weights do not fit the network as it is now
-        reason = f"its weights do not fit this version of the code ({str(error).splitlines()[0]})"
-        log.warning("champion version %s is not compared: %s", ref.version, reason)
-        return Champion(ref=ref, bundle=None, reason=reason)
+        bundle = load_bundle(registry.fetch(config, ref))
+    except BundleMismatch as error:
+        log.warning("champion version %s is not compared: %s", ref.version, error)
+        return Champion(ref=ref, bundle=None, reason=str(error))
+    except BundleError as error:
+        raise JobError(str(error)) from error
     if bundle.spec.digest != spec.digest:
         reason = f"its feature spec {bundle.spec.digest[:12]} is not the one in force ({spec.digest[:12]})"
         log.warning("champion version %s is not compared: %s", ref.version, reason)
@@ -340,6 +335,7 @@ def main(call: Invocation) -> None:
     """``python -m jobs.evaluate --date D``."""
     torch.set_num_threads(call.config.train.ranks * call.config.train.threads_per_rank)
     figures = evaluate(call.config, call.date)
+    runs.supersede(call.config, call.date, figures["lineage"])
     runs.save(call.config, call.date, "evaluate", figures)
     everything = figures["retrieval"]["all"]
     log.info(

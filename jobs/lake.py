@@ -180,12 +180,16 @@ class Lake:
         """Whether a day is committed and readable and was made from just these inputs, settings and sources."""
         try:
             marker = self.marker(table, ds)
-            if marker is None or (marker.inputs, marker.config, marker.code) != (inputs, config, code):
-                return False
-            self._check_files([marker])
+            return marker is not None and (marker.inputs, marker.config, marker.code) == (inputs, config, code) and self._whole(marker)
         except CorruptPartition:
             return False  # a damaged day is one to rebuild
-        return True
+
+    def _whole(self, marker: Marker) -> bool:
+        """Whether the files of a committed day are as its marker says."""
+        if marker.columns:
+            self._check_files([marker])
+            return True
+        return folder_digest(self.day_dir(marker.table, date.fromisoformat(marker.ds)) / marker.data) == marker.content
 
     def _check_files(self, markers: Sequence[Marker]) -> list[list[Path]]:
         """Parquet files of each day, after a look at every footer."""
@@ -277,12 +281,7 @@ class Lake:
     def _holds(self, marker: Marker) -> bool:
         """Whether just this marker is committed and its files are whole."""
         try:
-            if self.marker(marker.table, date.fromisoformat(marker.ds)) != marker:
-                return False
-            if marker.columns:
-                self._check_files([marker])
-                return True
-            return folder_digest(self.root / marker.table / f"ds={marker.ds}" / marker.data) == marker.content
+            return self.marker(marker.table, date.fromisoformat(marker.ds)) == marker and self._whole(marker)
         except CorruptPartition:
             return False
 

@@ -44,3 +44,20 @@ def read(config: Config, day: date, name: str) -> dict[str, Any]:
         raise JobError(f"{path}: not found; run python -m jobs.{name} --date {day} first")
     loaded: dict[str, Any] = json.loads(path.read_text())
     return loaded
+
+
+def supersede(config: Config, day: date, lineage: str) -> None:
+    """Remove what the jobs after training kept of another model of that day, so that a run's folder never mixes two.
+
+    A refused rerun thus leaves no report of the model before it; what ``<runs>/latest`` shows stays.
+
+    Args:
+        config: settings in force.
+        day: date of the run.
+        lineage: of the model that the folder is about from now on.
+    """
+    folder = run_dir(config, day)
+    path = folder / "evaluate.json"
+    if path.is_file() and json.loads(path.read_text()).get("lineage") != lineage:
+        for name in ("report.html", "summary.json", "publish.json", "promote.json", "register.json", "evaluate.json"):
+            (folder / name).unlink(missing_ok=True)

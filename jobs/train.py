@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dig_models.bundle import BundleError, load_bundle, save_bundle
+from dig_models.bundle import BundleError, BundleMismatch, load_bundle, save_bundle
 from dig_models.cross_files import CrossArraysError
 from dig_models.crosses import CrossStore
 from dig_models.dig import Dig
@@ -84,6 +84,7 @@ def _train(inputs: TrainInputs, world: World) -> None:
     if _is_done(home, start.lineage, world):
         if world.leads:
             log.info("%s: trained already from the same data, settings and code (lineage %s)", home / "bundle", start.lineage[:12])
+            runs.supersede(config, day, start.lineage)
             runs.save(config, day, STAGE, json.loads((home / REPORT).read_text()))
         return
     store = CrossStore.open(inputs.lake.folder("cross_arrays", day), spec, items)
@@ -116,6 +117,7 @@ def _train(inputs: TrainInputs, world: World) -> None:
         report = _report(inputs, start, record, world, peak, tracker.run_id)
         _write(home, model, report, inputs)
         tracker.close(report)
+        runs.supersede(config, day, start.lineage)
         runs.save(config, day, STAGE, report)
     world.barrier()
 
@@ -132,7 +134,7 @@ def _start(inputs: TrainInputs, model: Dig, items: ItemTable, world: World) -> S
                 bundle = load_bundle(registry.fetch(inputs.config, ancestor), model.spec)
                 warm = warm_start(model, bundle, items)
                 log.info("starting from version %s (%s), codebooks %s", ancestor.version, ancestor.date, "kept" if warm else "built anew")
-            except FeatureSpecMismatch as error:
+            except (FeatureSpecMismatch, BundleMismatch) as error:
                 log.warning("cold start: %s", error)
                 ancestor = None
         lineage = inputs.lineage(ranks=world.size, ancestor=ancestor.lineage if ancestor else "")

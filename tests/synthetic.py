@@ -55,7 +55,7 @@ def write_crosses(path: Path, spec: FeatureSpec, items: ItemTable, users: list[s
     """Random events of the users on the last ``DAYS`` days, the popularity that follows, and offers under two keys."""
     rng = np.random.default_rng(seed)
     first_day, last_day = day_number(last) - DAYS + 1, day_number(last)
-    writer = CrossWriter(path)
+    writer = CrossWriter(path, first_day=first_day, last_day=last_day)
     count = 30 * len(users)
     user_E = np.array([hash_id(u) for u in users], dtype=np.int64)[rng.integers(0, len(users), count)]
     item_E = rng.integers(1, len(items), count)
@@ -76,7 +76,7 @@ def write_crosses(path: Path, spec: FeatureSpec, items: ItemTable, users: list[s
     offer_O = np.repeat(np.array([hash_id("offer-a"), hash_id("offer-b")]), 5)
     item_O = np.concatenate([items.hash_N[1:6], items.hash_N[3:8]])
     writer.put_offers(offer_O, item_O, {o.name: rng.integers(1, len(o.values) + 1, 10).astype(np.int16) for o in spec.offers})
-    writer.close(spec, first_day=first_day, last_day=last_day, pop_first_day=first_day, shards=SHARDS)
+    writer.close(spec, pop_first_day=first_day, shards=SHARDS)
     return path
 
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from dig_models.evaluate.retrieval import NONE, own_frequency_list, popularity_list
 from dig_models.features import FeatureSpec
-from dig_models.retrieve.beam import OPEN, PrefixCrosses, Retrieved, ScoreMemo, beam_search, top_items
-from dig_models.retrieve.rerank import Retriever
+from dig_models.retrieve.beam import Retrieved, ScoreMemo, beam_search, top_items
+from dig_models.retrieve.rerank import Retriever, crosses_of
 from dig_models.train.data import RequestTable
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _retrieve(
 ) -> dict[Variant, tuple[Rows, Rows]]:
     retriever, search = contender.retriever, contender.search
     users = retriever.users(requests, part)
-    u2t = _exact_u2t(retriever, cross_GNC) if search.u2t == "exact" else None
+    u2t = retriever.exact(cross_GNC) if search.u2t == "exact" else None
     fresh_GN = np.ones((len(part), len(retriever.items)), dtype=np.bool_)
     for g, rows in enumerate(bought):
         fresh_GN[g, rows] = False
@@ -151,15 +151,6 @@ def _retrieve(
     return out
 
 
-def _exact_u2t(retriever: Retriever, cross_GNC: Sequence[NDArray[np.float32]]) -> PrefixCrosses:
-    levels = [np.stack(of_level) for of_level in zip(*(retriever.means(cross_NC) for cross_NC in cross_GNC), strict=True)]
-
-    def u2t(level: int, request_R: Rows, node_R: Rows) -> NDArray[np.float32]:
-        return np.asarray(levels[level][request_R, node_R])
-
-    return u2t
-
-
 class _Reranker:
     """The ranking path with real crosses for one chunk of requests; scores each (request, item) once."""
 
@@ -173,17 +164,11 @@ class _Reranker:
         item_P = found.item_GJ[request_P, column_P]
         new = np.isnan(self.score_GN[request_P, item_P])
         if new.any():
-            self.score_GN[request_P[new], item_P[new]] = self._scores(request_P[new], item_P[new])
+            asked_P, wanted_P = request_P[new].astype(np.int64), item_P[new]
+            self.score_GN[asked_P, wanted_P] = self.retriever.scores(
+                self.users, asked_P, wanted_P, crosses_of(self.cross_GNC, asked_P, wanted_P)
+            )
         return top_items(request_P.astype(np.int64), item_P, self.score_GN[request_P, item_P], len(self.cross_GNC), k)
-
-    def _scores(self, request_P: Rows, item_P: Rows) -> NDArray[np.float32]:
-        cross_PC = np.concatenate([cross_NC[item_P[request_P == g]] for g, cross_NC in enumerate(self.cross_GNC)])
-        request = torch.from_numpy(request_P)
-        e_PD = self.retriever.embedding_ND.index_select(0, torch.from_numpy(item_P))
-        domain = torch.full_like(request, OPEN)
-        logit_P = self.retriever.model.rank_logit(self.users, request, e_PD, torch.from_numpy(cross_PC), domain)
-        scored: NDArray[np.float32] = logit_P.float().numpy()
-        return scored
 
 
 def _padded(found: Retrieved, k: int) -> Rows:

@@ -179,11 +179,8 @@ class Retriever:
             return found
         request_P, column_P = np.nonzero(found.item_GJ)
         item_P = found.item_GJ[request_P, column_P]
-        if cross_GNC is None:
-            cross_PC = self.pairs(requests, part[request_P], item_P)
-        else:
-            cross_PC = np.concatenate([cross[item_P[request_P == g]] for g, cross in enumerate(cross_GNC)])
-        score_P = self._rank(users, request_P.astype(np.int64), item_P, cross_PC)
+        cross_PC = self.pairs(requests, part[request_P], item_P) if cross_GNC is None else crosses_of(cross_GNC, request_P, item_P)
+        score_P = self.scores(users, request_P.astype(np.int64), item_P, cross_PC)
         return top_items(request_P.astype(np.int64), item_P, score_P, len(part), k)
 
     @torch.no_grad()
@@ -196,7 +193,7 @@ class Retriever:
             users = self.users(requests, part)
             cross_RC = np.concatenate([self.catalogue(requests, int(b))[1:] for b in part])
             request_R = np.repeat(np.arange(len(part), dtype=np.int64), len(rows))
-            out_BN[at : at + len(part), 1:] = self._rank(users, request_R, np.tile(rows, len(part)), cross_RC).reshape(len(part), -1)
+            out_BN[at : at + len(part), 1:] = self.scores(users, request_R, np.tile(rows, len(part)), cross_RC).reshape(len(part), -1)
             at += len(part)
         return out_BN
 
@@ -205,7 +202,7 @@ class Retriever:
         """Log-probabilities ``(P,)`` of some items for one request, by the ranking path with real crosses."""
         part = np.array([request], dtype=np.int64)
         cross_PC = self.pairs(requests, np.repeat(part, len(item_P)), item_P)
-        return self._rank(self.users(requests, part), np.zeros(len(item_P), dtype=np.int64), item_P, cross_PC)
+        return self.scores(self.users(requests, part), np.zeros(len(item_P), dtype=np.int64), item_P, cross_PC)
 
     def users(self, requests: RequestTable, index_B: Int64) -> UserSide:
         """User side of some requests, computed once for all their candidates."""
@@ -246,12 +243,19 @@ class Retriever:
                 allowed_GN[g, self.store.bought(int(requests.user_B[b]), int(requests.ts_B[b]))] = False
         return allowed_GN
 
-    def _rank(self, users: UserSide, request_P: Int64, item_P: Int64, cross_PC: Floats) -> Floats:
+    @torch.no_grad()
+    def scores(self, users: UserSide, request_P: Int64, item_P: Int64, cross_PC: Floats) -> Floats:
+        """Log-probabilities ``(P,)`` of (request, item) pairs by the ranking path; requests ascend, crosses are model crosses."""
         request = torch.from_numpy(request_P)
         e_PD = self.embedding_ND.index_select(0, torch.from_numpy(item_P))
         logit_P = self.model.rank_logit(users, request, e_PD, torch.from_numpy(cross_PC), torch.full_like(request, OPEN))
         scored: Floats = logsigmoid(logit_P).numpy()
         return scored
+
+
+def crosses_of(cross_GNC: Sequence[Floats], request_P: Int64, item_P: Int64) -> Floats:
+    """Model crosses ``(P, C)`` of pairs, from those of each request with the catalogue; requests ascend."""
+    return np.concatenate([cross_NC[item_P[request_P == g]] for g, cross_NC in enumerate(cross_GNC)])
 
 
 def _without_rows(requests: RequestTable) -> RequestTable:

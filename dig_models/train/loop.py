@@ -156,8 +156,10 @@ class _Run:
     def __init__(self, setup: Setup, world: World, tell: Callable[[Told], None]) -> None:
         self.setup, self.config, self.world, self.tell = setup, setup.config, world, tell
         self.model = setup.model.to(world.device)
+        self.model.settled = setup.warm and self.config.warm_codes == "keep"
         self.optimizer = optim.build(self.model, self.config)
-        self.lengths = [setup.train.plan(epoch).steps for epoch in range(self.config.epochs)]
+        self.epochs = self.config.warm_epochs if setup.warm else self.config.epochs
+        self.lengths = [setup.train.plan(epoch).steps for epoch in range(self.epochs)]
         self.steps = sum(self.lengths)
         self.warmup = 0 if setup.warm else int(self.config.warmup_fraction * self.steps)
         self.record = Record()
@@ -268,7 +270,7 @@ class _Run:
                 step=record.step,
                 steps=self.steps,
                 epoch=epoch + 1,
-                epochs=self.config.epochs,
+                epochs=self.epochs,
                 examples_per_s=record.rows / max(record.step_seconds, 1e-9),
                 eta_s=(self.steps - record.step) / rate if rate else 0.0,
                 fresh=fresh,

@@ -38,6 +38,7 @@ def warm_start(model: Dig, ancestor: Bundle, items: ItemTable) -> bool:
     model.set_items(items)
     if kept:
         model.eval()
+        model.settled = True  # of an item that the ancestor knew the code stays; what training does with it is the caller's business
         model.code_NL.copy_(model.codes(model.encode_catalogue()))
         model.code_NL[0] = -1
     return kept

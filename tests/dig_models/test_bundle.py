@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dig_models.batch import Batch
-from dig_models.bundle import ITEMS, SETTINGS, WEIGHTS, BundleError, load_bundle, save_bundle
+from dig_models.bundle import ITEMS, SETTINGS, WEIGHTS, BundleError, BundleMismatch, load_bundle, save_bundle
 from dig_models.dig import Dig
 from dig_models.features import FeatureSpec, FeatureSpecMismatch
 from dig_models.items import ItemTable
@@ -97,6 +97,15 @@ def test_an_unknown_format_is_refused(model: Dig, items: ItemTable, tmp_path: Pa
     (tmp_path / SETTINGS).write_text(json.dumps({**settings, "format": 99}))
     with pytest.raises(BundleError, match="format 99 found, this code reads format 1"):
         load_bundle(tmp_path)
+
+
+def test_a_bundle_of_another_version_of_the_code_is_told_from_a_damaged_one(model: Dig, items: ItemTable, tmp_path: Path) -> None:
+    save_bundle(tmp_path, model, items, {})
+    settings = json.loads((tmp_path / SETTINGS).read_text())
+    for changed in ({"a_switch_of_old": 1}, {"encoder_hidden": 48}):
+        (tmp_path / SETTINGS).write_text(json.dumps({**settings, "model": settings["model"] | changed}))
+        with pytest.raises(BundleMismatch, match="another version of the code"):
+            load_bundle(tmp_path)
 
 
 def test_a_bundle_of_another_feature_spec_is_refused(model: Dig, spec: FeatureSpec, items: ItemTable, tmp_path: Path) -> None:

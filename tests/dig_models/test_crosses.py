@@ -55,7 +55,7 @@ class World:
         return int((np.append(ITEM_HASHES, 77) if k == 0 else np.append(KIND_HASHES, 2))[item])
 
     def write(self, path: Path) -> None:
-        writer = CrossWriter(path)
+        writer = CrossWriter(path, first_day=FIRST, last_day=LAST)
         for k, name in enumerate(SPEC.u2i_keys):
             rows: dict[tuple[int, int, int], float] = {}
             for user, item, ts in self.events:
@@ -72,7 +72,7 @@ class World:
         pairs = np.array(sorted(self.offers), dtype=np.int64).reshape(-1, 2)
         codes = np.array([self.offers[o, i] for o, i in sorted(self.offers)], dtype=np.int16).reshape(-1, 2)
         writer.put_offers(pairs[:, 0], np.append(ITEM_HASHES, 77)[pairs[:, 1]], {"display": codes[:, 0], "mailer": codes[:, 1]})
-        writer.close(SPEC, first_day=FIRST, last_day=LAST, pop_first_day=POP_FIRST, shards=SHARDS)
+        writer.close(SPEC, pop_first_day=POP_FIRST, shards=SHARDS)
 
     def pop(self, item: int, day: int, window: int) -> int:
         return sum(i == item and day - window < ts // SECONDS_PER_DAY <= day for _, i, ts in self.events)
@@ -171,13 +171,30 @@ def test_a_time_that_the_arrays_do_not_cover_is_refused(arrays: Path, day: int) 
         ask(store, 3, day * SECONDS_PER_DAY, 1)
 
 
+def test_what_grows_with_events_and_users_stays_on_disk(arrays: Path) -> None:
+    store = CrossStore.open(arrays, SPEC, item_table())
+    ask(store, -9, LAST * SECONDS_PER_DAY, 1, -7)
+    shards = [store._shard(k, shard) for k in range(len(SPEC.u2i_keys)) for shard in range(SHARDS)]
+    for held in (*shards, store._offers):
+        for array in (value for value in vars(held).values() if isinstance(value, np.ndarray)):
+            assert isinstance(array, np.memmap) or not array.size or array is getattr(held, "item_key_N", None)
+
+
+def test_events_outside_the_days_of_the_arrays_are_refused(tmp_path: Path) -> None:
+    writer = CrossWriter(tmp_path, first_day=FIRST, last_day=LAST)
+    one = np.array([1])
+    for second in (FIRST * SECONDS_PER_DAY - 1, (LAST + 1) * SECONDS_PER_DAY):
+        with pytest.raises(ValueError, match="outside days"):
+            writer.put_u2i("item", 0, one, one, np.array([second]), np.array([1.0]))
+
+
 def test_arrays_of_another_feature_spec_are_refused(arrays: Path) -> None:
     other = FeatureSpec.model_validate(SPEC.model_dump() | {"windows": (2, 6)})
     with pytest.raises(FeatureSpecMismatch, match="rebuild"):
         CrossStore.open(arrays, other, item_table())
 
 
-@pytest.mark.parametrize("name", ["u2i-item-1.cum", "u2i-kind-1.ts", "pop.5", "offers.item"])
+@pytest.mark.parametrize("name", ["u2i-item-1.cum", "u2i-kind-1.place", "pop.5", "offers.place"])
 @pytest.mark.parametrize("damage", ["truncated", "missing", "foreign"])
 def test_a_damaged_file_is_named(arrays: Path, name: str, damage: str) -> None:
     file = arrays / f"{name}.npy"

@@ -123,7 +123,8 @@ def simulate(day: date, seed: int) -> np.ndarray:
 
 def write_crosses(path: Path, spec: FeatureSpec, items: ItemTable, events: np.ndarray, day: date) -> None:
     """Cross arrays of all events up to ``day``."""
-    writer = CrossWriter(path)
+    first, last = epoch_day(day) - HISTORY_DAYS, epoch_day(day)
+    writer = CrossWriter(path, first_day=first, last_day=last)
     user = np.array([hash_id(f"user-{u}") for u in events[:, 0]])
     row = items.rows(np.array([hash_id(f"item-{i}") for i in events[:, 1]]))
     for k, name in enumerate(spec.u2i_keys):
@@ -132,7 +133,6 @@ def write_crosses(path: Path, spec: FeatureSpec, items: ItemTable, events: np.nd
         for shard in range(SHARDS):
             part = rows[:, 0] % SHARDS == shard
             writer.put_u2i(name, shard, rows[part, 0], rows[part, 1], rows[part, 2], count[part].astype(float))
-    first, last = epoch_day(day) - HISTORY_DAYS, epoch_day(day)
     daily = np.zeros((last - first + 1, len(items)))
     np.add.at(daily, (events[:, 2] // SECONDS_PER_DAY - first, row), 1)
     total = np.cumsum(daily, axis=0)
@@ -141,7 +141,7 @@ def write_crosses(path: Path, spec: FeatureSpec, items: ItemTable, events: np.nd
     offer, item = zip(*((hash_id(f"offer-{d}"), items.hash_N[1 + i]) for d in range(7) for i in range(d % 3, ITEMS, 3)), strict=True)
     codes = {o.name: np.ones(len(offer), np.int16) for o in spec.offers}
     writer.put_offers(np.array(offer), np.array(item), codes)
-    writer.close(spec, first_day=first, last_day=last, pop_first_day=first, shards=SHARDS)
+    writer.close(spec, pop_first_day=first, shards=SHARDS)
 
 
 def examples(world: World, day: date) -> pa.Table:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import evaluation_world as ew
 import numpy as np
@@ -14,7 +16,8 @@ from dig_models.evaluate.lists import Contender, Search, columns, recommend_all
 from dig_models.evaluate.scoring import exposed_rows, leaf_means, score_rows
 from dig_models.features import SECONDS_PER_DAY
 from dig_models.retrieve.rerank import Retriever
-from jobs import registry
+from jobs import registry, runs
+from jobs.config import load
 from jobs.dates import days_between
 from jobs.entry import JobError
 from jobs.evaluate import evaluate, relevant_items
@@ -183,6 +186,34 @@ def test_a_champion_of_another_feature_spec_is_named_but_not_compared(champion, 
     assert "feature spec" in figures["champion"]["reason"]
     assert "ranking" not in figures["champion"]
     assert figures["churn"] is None
+
+
+def test_a_champion_that_this_code_cannot_load_is_named_but_not_compared(world, monkeypatch, tmp_path):
+    own = Path(world.config.paths.at("checkpoints")) / str(ew.DAY) / "bundle"
+    shutil.copytree(own, tmp_path / "old")
+    settings = json.loads((tmp_path / "old" / "model.json").read_text())
+    settings["model"]["encoder_hidden"] = 48
+    (tmp_path / "old" / "model.json").write_text(json.dumps(settings))
+    old = ModelRef(name="dig", version="3", run_id="r", tags={"date": str(ew.DAY), "lineage": "older"})
+    monkeypatch.setattr(registry, "find", lambda config, alias: old)
+    monkeypatch.setattr(registry, "fetch", lambda config, ref: tmp_path / "old")
+    figures = evaluate(world.config, ew.DAY)
+    assert "another version of the code" in figures["champion"]["reason"]
+    assert figures["churn"] is None and figures["ranking"]["auc"] is not None
+
+
+def test_what_later_jobs_kept_of_another_model_goes_and_of_the_same_one_stays(tmp_path):
+    config = load("conf/local.yaml", [f"paths.home={tmp_path}"], {})
+    later = ("register", "promote", "publish", "summary")
+    runs.save(config, ew.DAY, "evaluate", {"lineage": "one"})
+    for name in later:
+        runs.save(config, ew.DAY, name, {})
+    folder = runs.run_dir(config, ew.DAY)
+    (folder / "report.html").write_text("of model one")
+    runs.supersede(config, ew.DAY, "one")
+    assert (folder / "report.html").is_file() and all((folder / f"{name}.json").is_file() for name in later)
+    runs.supersede(config, ew.DAY, "two")
+    assert not list(folder.iterdir())
 
 
 def test_days_without_positives_give_nulls_not_a_crash(tmp_path, no_champion):

@@ -183,7 +183,9 @@ def test_files_are_committed_like_rows_and_a_rerun_gives_the_same_marker(lake: L
             markers.append(stage.commit(rows=4, job="u2i_crosses", code="c", config="c", inputs={}))
     assert markers[0] == markers[1]
     assert (lake.folder("cross_arrays", DAYS[0]) / "sub" / "a.npy").read_bytes() == b"1234"
+    assert lake.is_current("cross_arrays", DAYS[0], inputs={}, config="c", code="c")
     (lake.folder("cross_arrays", DAYS[0]) / "sub" / "a.npy").write_bytes(b"12")
+    assert not lake.is_current("cross_arrays", DAYS[0], inputs={}, config="c", code="c")
     with lake.stage_files("cross_arrays", DAYS[0]) as stage:
         (stage.path / "sub").mkdir()
         (stage.path / "sub" / "a.npy").write_bytes(b"1234")

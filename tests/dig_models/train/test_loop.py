@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,14 +18,6 @@ from dig_models.train import checkpoint, optim
 from dig_models.train.distributed import World, process_group
 from dig_models.train.figures import ScoreFigures
 from dig_models.train.loop import Record, Told, TrainingDiverged, fit
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    threads = torch.get_num_threads()
-    with process_group("gloo", 1) as alone:
-        yield alone
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import synthetic
 import torch
@@ -10,6 +13,8 @@ from tiny import Tiny
 from dig_models.bundle import Bundle
 from dig_models.dig import Dig
 from dig_models.features import FeatureSpec, FeatureSpecMismatch
+from dig_models.train.distributed import World
+from dig_models.train.loop import fit
 from dig_models.train.warm import warm_start
 
 
@@ -37,6 +42,19 @@ def test_codes_of_items_that_stay_are_kept_and_new_items_get_codes(tiny: Tiny, a
     assert model.code_NL[torch.from_numpy(stay)].tolist() == ancestor.codes_NL[old[stay]].tolist()
     assert (model.code_NL[1:] >= 0).all()
     assert torch.equal(model.mixer.state_dict()[k := next(iter(model.mixer.state_dict()))], ancestor.model.mixer.state_dict()[k])
+
+
+def test_a_warm_training_keeps_the_codes_of_known_items_and_can_be_told_to_move_them(tiny: Tiny, ancestor: Bundle, world: World) -> None:
+    codes = {}
+    for choice in ("keep", "move"):
+        model = fresh(tiny)
+        assert warm_start(model, ancestor, tiny.items)
+        setup = tiny.setup(world, model=model, checkpoints=f"warm-{choice}", warm_codes=choice, warm_epochs=3, lr=0.02)
+        record = fit(replace(setup, warm=True), world)
+        assert len(record.epochs) == 3 and not record.codebooks
+        codes[choice] = model.codes(model.encode_catalogue())[1:].numpy()
+    assert np.array_equal(codes["keep"], ancestor.codes_NL[1:])
+    assert (codes["move"] != ancestor.codes_NL[1:]).any()
 
 
 def test_other_losses_still_start_warm(tiny: Tiny, ancestor: Bundle) -> None:
