@@ -41,7 +41,6 @@ PLACE = {
         "calibration": [0.0, 1000.0],
         "max_collision_rate": 1.0,
         "min_codes_used": 0.0,
-        "max_churn": 1.0,
         "min_items": 1,
     },
 }
@@ -192,6 +191,7 @@ def test_the_next_date_starts_from_the_champion_and_replaces_it(world: World, ag
     previous = registry.find(world.config, registry.PREVIOUS)
     assert previous is not None
     assert previous.version == again.champion.version
+    assert next_day.records["summary"]["sid"]["churn"] == 0.0, "known items keep their SIDs"
     assert next_day.generation != again.generation
 
 
