@@ -375,7 +375,8 @@ class Dig(nn.Module):
         prefix_MLD = self.prefix_embeddings(code_ML)
         prefix_RLD = prefix_MLD.view(len(item_M), -1).index_select(0, at_R).view(rows, levels, dim)
         teacher_RLC = self._teacher(batch, code_ML.index_select(0, at_R), lookup)
-        predicted_RLC = self.u2t_head(users.user_BU, batch.request_R, prefix_RLD)
+        reads = (users.user_BU, prefix_RLD) if self.config.u2t_gradient else (users.user_BU.detach(), prefix_RLD.detach())
+        predicted_RLC = self.u2t_head(reads[0], batch.request_R, reads[1])
         seen_RLC = self._mixed(teacher_RLC, predicted_RLC)
 
         query_RTD = torch.cat([e_RD.unsqueeze(1), prefix_RLD], dim=1)

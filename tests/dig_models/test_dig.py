@@ -76,9 +76,18 @@ def test_recall_loss_reaches_semantic_rows_and_mixer_but_never_the_codes(
     assert norms["u2t_head.out.weight"] == 0, "MLP_u2t learns from L_u2t alone"
 
 
-def test_u2t_loss_trains_its_head(spec: FeatureSpec, items: ItemTable, batch: Batch, lookup: PairLookup) -> None:
-    norms = _gradient_of(_joint(spec, items, batch, lookup), batch, lookup, recall=1e-9, u2t=1.0)
-    assert norms["u2t_head.out.weight"] > 0
+@pytest.mark.parametrize("through", [False, True])
+def test_u2t_loss_trains_its_head_and_what_the_head_reads_only_if_asked(
+    spec: FeatureSpec, items: ItemTable, batch: Batch, lookup: PairLookup, through: bool
+) -> None:
+    reads = ("user_tower.first.weight", "quantizer.semantic.weight")
+    norms = {}
+    for weight in (0.0, 1.0):
+        model = _joint(spec, items, batch, lookup, u2t_gradient=through)
+        norms[weight] = _gradient_of(model, batch, lookup, recall=1e-9, u2t=weight)
+    assert norms[1.0]["u2t_head.out.weight"] > 0 == norms[0.0]["u2t_head.out.weight"]
+    for name in reads:
+        assert (norms[1.0][name] != pytest.approx(norms[0.0][name], rel=1e-3)) == through, name
 
 
 def test_the_tokenizer_can_be_cut_off_from_the_rank_loss(spec: FeatureSpec, items: ItemTable, batch: Batch, lookup: PairLookup) -> None:
