@@ -104,8 +104,7 @@ def make_stream(inputs: TrainInputs, items: ItemTable, world: World) -> ExampleS
 
 def measure(inputs: TrainInputs, world: World, steps: int, rounds: int) -> dict[str, Any]:
     """Both arms in turn; figures of rank 0."""
-    table = inputs.lake.read_arrow("item_features", [inputs.catalogue_day])
-    items = ItemTable.from_arrow(table, inputs.config.dataset.spec())
+    items = ItemTable.from_arrow(inputs.items_shown(), inputs.config.dataset.spec())
     stream = make_stream(inputs, items, world)
     steps = min(steps, stream.plan(0).steps)
     batches = [batch for batch, _ in zip(stream.epoch(0), range(steps), strict=False)]

@@ -85,7 +85,7 @@ class TrainConfig(Strict):
     embedding_lr_scale: float = Field(1.0, gt=0, description="rate of embeddings and semantic tables against lr; 4 overfits in two epochs")
     weight_decay: float = Field(1e-5, ge=0)
     grad_clip: float = Field(5.0, gt=0)
-    warmup_fraction: Fraction = Field(0.2, description="share of the steps before the codebooks are built and L_recall starts")
+    warmup_fraction: float = Field(0.2, ge=0, lt=1, description="share of the steps before the codebooks are built and L_recall starts")
     warm_start: bool = Field(True, description="start from the champion's weights and codes when there is a champion")
     warm_epochs: Positive = Field(1, description="epochs of a training that starts from the champion")
     warm_codes: Literal["keep", "move"] = Field(

@@ -129,6 +129,15 @@ class CrossStore:
         """
         return cls(Path(path), spec, keys, read_meta(Path(path), spec))
 
+    def preload(self) -> CrossStore:
+        """Open every file now, so that a folder that is removed later (retention of an index) goes on answering."""
+        for k in range(len(self._spec.u2i_keys)):
+            for shard in range(self.meta.shards):
+                self._shard(k, shard)
+        if self._spec.offers:
+            _ = self._offers
+        return self
+
     def pairs(self, user_P: Ints, ts_P: Ints, offer_P: Ints, item_P: Ints) -> Floats:
         """Raw crosses of any pairs, ``(P, W)``; fastest when pairs of one request are neighbours.
 

@@ -120,8 +120,3 @@ def catalogue_sample(drawn_RLS: Tensor, batch: Batch, lookup: PairLookup) -> Ten
     source_X[~own_X] = rows + at_X
     cross_XC = torch.cat([batch.cross_RC, found_PC.to(batch.cross_RC)]).index_select(0, source_X)
     return cross_XC.view(rows, levels, samples, width).mean(2)
-
-
-def prefix_means(cross_NC: Tensor, code_NL: Tensor, codes: int, key: BucketKey) -> Tensor:
-    """Exact u2t of one user: mean of ``c_uv`` over the catalogue items of each item's bucket, ``(N, L, C)``."""
-    return batch_mean(bucket_keys(code_NL, codes, key), cross_NC)

@@ -47,13 +47,13 @@ def candidate_rows(requests: DataFrame, offers: DataFrame, interactions: DataFra
     require_columns(offers, [o.source_column for o in dataset.offers], "offers")
     row = F.xxhash64("request_id", "item_id", F.lit(dataset.sampling.seed))
     # Looked up by hash, because this join sees every exposure; labels come from the interactions themselves.
-    bought = interactions.select(row.alias("row")).distinct().withColumn("bought", F.lit(True))
+    bought = interactions.select(row.alias("row"), "ds").distinct().withColumn("bought", F.lit(True))
     sampled = F.pmod(F.col("row"), F.lit(MILLION)) < round(dataset.sampling.exposed_negative_rate * MILLION)
     exposed = (
         offers.select("offer_key", "item_id", "ds", *(offer_code(o) for o in dataset.offers))
         .join(requests.select("request_id", "offer_key", "ds"), ["offer_key", "ds"])
         .withColumn("row", row)
-        .join(bought, "row", "left")
+        .join(bought, ["row", "ds"], "left")
         .where(F.col("bought").isNotNull() | sampled)
     )
     organic = interactions.select("request_id", "item_id", "ds", *_is(1, SOURCE_ORGANIC), *(F.lit(0).alias(c) for c in codes))
@@ -121,18 +121,19 @@ def with_crosses(rows: DataFrame, crosses: DataFrame, prefix: DataFrame, dataset
 
 
 def row_lists(rows: DataFrame, rate: float) -> DataFrame:
-    """Rows gathered into lists: one row per request, ``user_hash, request_id, item, label, source, weight, cross``.
+    """Rows gathered into lists: one row per request and day, ``user_hash, request_id, ds, item, label, source, weight, cross``.
 
-    In each request rows are ordered by (source, item hash).
+    In each request rows are ordered by (source, item hash). A request that crosses midnight is one on either day.
     """
     one = F.struct("source", "item_hash", "label", "cross")
-    lists = rows.groupBy("user_hash", "request_id").agg(F.sort_array(F.collect_list(one)).alias("rows"))
+    lists = rows.groupBy("user_hash", "request_id", "ds").agg(F.sort_array(F.collect_list(one)).alias("rows"))
     weight = F.transform(
         "rows", lambda r: F.when((r["source"] == SOURCE_EXPOSED) & (r["label"] == 0), F.lit(1.0 / rate)).otherwise(1.0).cast("float")
     )
     return lists.select(
         "user_hash",
         "request_id",
+        "ds",
         F.col("rows.item_hash").alias("item"),
         F.col("rows.label").alias("label"),
         F.col("rows.source").alias("source"),
@@ -171,12 +172,12 @@ def examples(build: Build, days: Sequence[date]) -> DataFrame:
     daily = lake.read(spark, "u2i_daily", reached)
     of_days = F.col("ds").isin(*(d.isoformat() for d in days))
     candidates = candidate_rows(requests, lake.read(spark, "offers", days), lake.read(spark, "interactions", days), dataset)
-    known = candidates.join(shown, ["ds", "item_id"]).join(requests.select("request_id", "user_hash", "ts"), "request_id")
+    known = candidates.join(shown, ["ds", "item_id"]).join(requests.select("request_id", "ds", "user_hash", "ts"), ["request_id", "ds"])
     rows = merged(known.repartition("user_hash"), [f"code_{o.name}" for o in dataset.offers])
     crossed = with_crosses(rows, lake.read(spark, "u2i_crosses", days), prefix_of_day(daily.where(of_days), requests), dataset)
     sides = request_side(requests, lake.read(spark, "users", days), daily, dataset)
     lists = row_lists(crossed, dataset.sampling.exposed_negative_rate)
-    return sides.join(lists, ["user_hash", "request_id"]).select(
+    return sides.join(lists, ["user_hash", "request_id", "ds"]).select(
         *(c for c in sides.columns if c != "ds"), "item", "label", "source", "weight", "cross", "ds"
     )
 
@@ -199,7 +200,7 @@ def main(call: Invocation) -> None:
 
         def of_state(day: date) -> dict[str, list[date]]:
             history = window_before(day, dataset.history.days, dataset.first_date)
-            return {"u2i_daily": history, "requests": history, "users": [day]}
+            return {"u2i_daily": history, "requests": history, "users": [day], "offers": [day]}
 
         days = build.to_do("examples", call.days, of_day)
         # Spark hands settings of the session to the Parquet writer; several row groups a day let ranks share it and mix it.

@@ -114,6 +114,8 @@ def _against_champion(limits: GateConfig, evaluation: Evaluation) -> Iterable[Ru
         value=ratio(evaluation["retrieval"]["all"]["dig"]["recall@10"], champion["retrieval"]["all"]["dig"]["recall@10"]),
         low=1 - limits.max_recall_loss,
     )
+    if champion["date"] == evaluation["date"]:
+        return  # another model of the same date, from other data, settings or code: neither started from the other
     yield Rule(key="max_churn", figure="SID churn against the champion", value=churn["rate"] if churn else None, high=limits.max_churn)
 
 

@@ -109,13 +109,13 @@ def publish(config: Config, day: date, *, allow_older: bool = False) -> Publishe
         IndexCorrupt: the new generation fails its check; what was current stays current.
     """
     root = index_root(config)
-    champion = registry.find(config, registry.CHAMPION)
-    if champion is None:
-        raise JobError(
-            f"publish of {day}: model {config.mlflow.model_name!r} has no champion at {config.tracking_uri()}; train, register and promote "
-            "one first (make retrain)"
-        )
     with locked(root):
+        champion = registry.find(config, registry.CHAMPION)  # under the lock: one that waited must not publish what has been replaced
+        if champion is None:
+            raise JobError(
+                f"publish of {day}: model {config.mlflow.model_name!r} has no champion at {config.tracking_uri()}; "
+                "train, register and promote one first (make retrain)"
+            )
         guard(root, day, champion, allow_older=allow_older)
         emit("publish", 0, STEPS)
         release = release_of(config, day, champion)
@@ -194,7 +194,8 @@ def main(invocation: Invocation) -> None:
     log.info("index generation %s is %s", done.generation, "now current" if done.switched else "current already")
     for check, seen in done.verified.checks:
         log.info("verified %s: %s", check, seen)
-    runs.save(config, day, "publish", report(index_root(config), done))
+    if invocation.options.generation is None:  # a switch is no part of the day's run
+        runs.save(config, day, "publish", report(index_root(config), done))
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from dig_models.bundle import Bundle, load_bundle
+from dig_models.bundle import Bundle, BundleError, load_bundle
 from jobs import plots, registry, runs
 from jobs.config import Config
 from jobs.entry import Invocation, JobError, run
@@ -42,7 +42,10 @@ def register(config: Config, day: date) -> tuple[ModelRef, bool]:
     """
     path = Path(config.paths.at("checkpoints")) / day.isoformat() / "bundle"
     evaluation, train = runs.read(config, day, "evaluate"), runs.read(config, day, "train")
-    bundle = load_bundle(path)
+    try:
+        bundle = load_bundle(path)
+    except BundleError as error:
+        raise JobError(str(error)) from error
     lineage = str(bundle.info["lineage"])
     if evaluation["lineage"] != lineage:
         raise JobError(

@@ -65,7 +65,8 @@ def request_side(requests: DataFrame, users: DataFrame, daily: DataFrame, datase
 def user_state(build: Build, day: date) -> DataFrame:
     """``user_state`` of a day: users with an event in the history window, as of the end of the day.
 
-    Offer key and context are those of the user's newest request; ``request_id`` is its id.
+    Context is that of the user's newest request, ``request_id`` its id; so is the offer key, if something is on offer under it on the day:
+    what was promoted weeks ago must not count as promoted now.
     """
     spark, lake, dataset = build.spark, build.lake, build.config.dataset
     reached = window_before(day, dataset.history.days, dataset.first_date)
@@ -75,9 +76,13 @@ def user_state(build: Build, day: date) -> DataFrame:
     newest = requests.groupBy("user_id").agg(
         F.max_by(F.struct(*(f"`{c}`" for c in requests.columns)), F.struct("ts", "request_id")).alias("r")
     )
+    on_offer = lake.read(spark, "offers", [day]).select(F.col("offer_key").alias("valid_key")).distinct()
     end = ((day - EPOCH).days + 1) * SECONDS_PER_DAY
     asked = (
         newest.select("r.*")
+        .join(F.broadcast(on_offer), F.col("offer_key") == F.col("valid_key"), "left")
+        .withColumn("offer_key", F.col("valid_key"))
+        .drop("valid_key")
         .withColumn("user_hash", hash_id(F.col("user_id")))
         .withColumn("ts", F.lit(end).cast("bigint"))
         .withColumn("ds", F.lit(day.isoformat()))

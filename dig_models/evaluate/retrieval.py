@@ -87,12 +87,6 @@ def own_frequency_list(
     return _padded(np.concatenate([own, rest]), k)
 
 
-def without(ranked_K: Rows, excluded_M: Rows, k: int) -> Rows:
-    """The first k of a ranked list without the excluded items, padded with -1."""
-    kept = ranked_K[(ranked_K >= 0) & ~np.isin(ranked_K, excluded_M)]
-    return _padded(kept[:k], k)
-
-
 def _allowed(items: int, excluded_M: Rows | None) -> NDArray[np.bool_]:
     allowed_N = np.ones(items, dtype=np.bool_)
     allowed_N[0] = False

@@ -154,7 +154,7 @@ def _bundle(folder: Path, manifest: g.Manifest) -> Bundle:
 
 def _store(folder: Path, manifest: g.Manifest, bundle: Bundle) -> CrossStore:
     try:
-        return CrossStore.open(folder / g.STATE / g.CROSS_ARRAYS, bundle.spec, bundle.items)
+        return CrossStore.open(folder / g.STATE / g.CROSS_ARRAYS, bundle.spec, bundle.items).preload()
     except (CrossArraysError, FeatureSpecMismatch) as error:
         raise g.IndexCorrupt(manifest.id, f"{g.STATE}/{g.CROSS_ARRAYS}", expected="cross arrays", found=str(error)) from None
 

@@ -1,6 +1,6 @@
 """Optimizer and learning rate.
 
-Embedding tables (items, users, semantic IDs) see few of their rows in a step: they learn faster and are not decayed. Biases and
+Embedding tables (items, users, semantic IDs) see few of their rows in a step: they may have a rate of their own and are not decayed. Biases and
 norms are not decayed either.
 """
 

@@ -108,7 +108,7 @@ def _suites(
     gate: Gate, types: Mapping[str, str], profiles: dict[str, DayProfile], days: Sequence[date], config: Config, lake: Lake
 ) -> tuple[list[Suite], list[date]]:
     limits = config.checks
-    known = _history(gate.table, profiles, days, limits.trailing_days, lake)
+    known = _history(gate, profiles, days, config, lake)
     trailing = {d: {t: known[t] for t in _before(d, limits.trailing_days) if t in known} for d in days}
     compared = {d.isoformat(): compare(gate, profiles[d.isoformat()], trailing[d], limits.min_trailing_days) for d in days}
     asked = {d.isoformat(): profiles[d.isoformat()] for d in days}
@@ -121,12 +121,12 @@ def _before(day: date, count: int) -> list[date]:
     return [day - timedelta(days=i) for i in range(1, count + 1)]
 
 
-def _history(table: str, profiles: Mapping[str, DayProfile], days: Sequence[date], count: int, lake: Lake) -> dict[date, DayProfile]:
-    """Profiles by day: of the staged days, and from the markers of committed trailing days."""
-    known = {day: profiles[day.isoformat()] for day in days}
-    for day in {t for d in days for t in _before(d, count)} - known.keys():
-        marker = lake.marker(table, day)
-        if marker is not None:
+def _history(gate: Gate, profiles: Mapping[str, DayProfile], days: Sequence[date], config: Config, lake: Lake) -> dict[date, DayProfile]:
+    """Profiles by day: of the staged days, and from the markers of committed trailing days that were made with the same settings."""
+    known, settings = {day: profiles[day.isoformat()] for day in days}, config.dataset.rows_digest(raw=gate.raw)
+    for day in {t for d in days for t in _before(d, config.checks.trailing_days)} - known.keys():
+        marker = lake.marker(gate.table, day)
+        if marker is not None and marker.config == settings:
             known[day] = DayProfile.from_stats(marker.rows, marker.stats)
     return known
 

@@ -201,7 +201,7 @@ def compare(gate: Gate, today: DayProfile, trailing: Mapping[date, DayProfile], 
     if len(full) < min_days or not today.rows:
         return Comparison(history=len(full), rows=None, label_rate=None, psi=dict.fromkeys(gate.feature_names))
     rates = [p.label_rate for p in full.values() if p.label_rate]
-    rate = today.label_rate
+    rate = 0.0 if today.label_rate is None and rates else today.label_rate  # nothing was exposed, other than before
     return Comparison(
         history=len(full),
         rows=today.rows / median(p.rows for p in full.values()),
@@ -211,10 +211,13 @@ def compare(gate: Gate, today: DayProfile, trailing: Mapping[date, DayProfile], 
 
 
 def _drift(gate: Gate, name: str, today: DayProfile, full: Mapping[date, DayProfile], min_days: int) -> float | None:
-    now = today.hist.get(name)
     known = {day: p for day, p in full.items() if name in p.hist}
-    if now is None or not known:
+    if not known:
         return None
+    now = today.hist.get(name)
+    if now is None:  # lists that are empty in every row: as if each row were null
+        now = np.zeros(BINS)
+        now[0] = today.rows
     days = np.stack([p.hist[name] for p in known.values()])
     usual = usual_psi(days, np.array([day.toordinal() for day in known]))
     before = days.sum(axis=0)

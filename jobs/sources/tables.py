@@ -10,7 +10,8 @@ Rules of this source:
 - A request shows the user, the context and the time of its earliest row; one that crosses midnight is cut there.
 - With a ``label`` column every row is an exposure of its request, label > 0 a positive as well; repeated exposures of an
   item in a request that agree in their offer columns are one. Rows of an ``offers`` table are kept as they are.
-- A snapshot table without days (items, users) stands for every day. Without such a table, a day knows what was seen by its end.
+- A snapshot table without days (items, users) stands for every day. Without such a table, a day knows what was seen by its end, for
+  which the interactions must not lie in a file a day.
 """
 
 from __future__ import annotations
@@ -82,7 +83,13 @@ class Tables(Source):
         return found
 
     def check(self, spark: SparkSession, days: Sequence[date]) -> None:
-        """Files, columns, types, and that numbers and labels of the days can be read as such."""
+        """Files, columns, types, and that numbers and labels can be read as such."""
+        for name in ("items", "users"):
+            if self._table(name) is None and "{ds}" in self.source.interactions.path:
+                raise RawDataError(
+                    f"dataset.source.{name} is not given and interactions lie in a file a day: what was seen by the end of a day "
+                    f"would depend on which days are read; give a table of {name} (its id column is enough)"
+                )
         for name, columns in (("items", self.item_columns), ("users", self.user_columns), ("offers", self._offer_columns)):
             if self._table(name) is not None:
                 key = {"items": "item_id", "users": "user_id", "offers": "offer_key"}[name]

@@ -107,7 +107,8 @@ class World:
     def _visit(self, rng: np.random.Generator, day: date, user: str, visit: int) -> None:
         second = int(rng.choice([0, SECONDS_PER_DAY - 1, rng.integers(0, SECONDS_PER_DAY)]))
         ts, ds = datetime(day.year, day.month, day.day) + timedelta(seconds=second), day.isoformat()
-        request, store = f"{user}|{visit}|{ds}", f"s{rng.integers(0, 3)}"
+        # The same id on two days: a session that crosses midnight is a request on either.
+        request, store = f"{user}|{visit}|{day.toordinal() // 2}", f"s{rng.integers(0, 3)}"
         if any(r["user_id"] == user and r["ts"] == ts for r in self.requests):
             return
         self.requests.append(
@@ -180,7 +181,7 @@ class World:
     def rows(self, request: dict[str, Any]) -> dict[str, tuple[int, int]]:
         """Rows of a request before sampling: ``{item: (label, source)}``."""
         shown = {r["item_id"] for r in self.offers if r["ds"] == request["ds"] and r["offer_key"] == request["offer_key"]}
-        bought = {r["item_id"] for r in self.interactions if r["request_id"] == request["request_id"]}
+        bought = {r["item_id"] for r in self.interactions if (r["request_id"], r["ds"]) == (request["request_id"], request["ds"])}
         known = self.catalogue(request["ts"].date() - timedelta(days=1))
         return {i: (int(i in bought), int(i not in shown)) for i in (shown | bought) & known}
 

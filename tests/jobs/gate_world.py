@@ -10,6 +10,7 @@ from typing import Any
 from pyspark.sql import DataFrame, SparkSession
 
 from dig_models.features import SECONDS_PER_DAY, hash_id
+from jobs.checks.tables import gate_of
 from jobs.config import Config
 from jobs.dates import days_between
 from jobs.lake import Lake
@@ -74,12 +75,20 @@ def frame(spark: SparkSession, table: str, rows: Sequence[Row], schema: str = ""
 
 
 def commit(
-    spark: SparkSession, lake: Lake, table: str, rows: Sequence[Row], when: list[date], stats: Mapping[date, dict[str, float]]
+    spark: SparkSession,
+    lake: Lake,
+    table: str,
+    rows: Sequence[Row],
+    when: list[date],
+    stats: Mapping[date, dict[str, float]],
+    config: str = "",
 ) -> None:
-    """Commit days without a gate."""
+    """Commit days without a gate, with the settings of ``config_of`` unless said otherwise."""
+    own = config_of(lake.root)
+    settings = config or own.dataset.rows_digest(raw=gate_of(table, own).raw)
     with lake.stage(table, "world") as stage:
         stage.write(frame(spark, table, rows), when)
-        stage.commit(spark, when, job="world", code="", config="", inputs=lambda day: {}, stats=stats)
+        stage.commit(spark, when, job="world", code="", config=settings, inputs=lambda day: {}, stats=stats)
 
 
 def start_of(day: date) -> int:

@@ -139,6 +139,19 @@ def test_drift_is_measured_beyond_sampling_noise(tmp_path: Path) -> None:
     assert other.rows == 1.0
 
 
+def test_lists_that_are_all_empty_and_labels_that_vanish_are_drift(tmp_path: Path) -> None:
+    items = gate_of("item_features", config_of(tmp_path))
+    first = next(f.name for f in items.features if not f.many)
+    full, empty = (profile_of(100, **{first: bins(b2=100)}, **more) for more in ({"f_words": bins(b2=60, b3=40)}, {}))
+    found = compare(items, empty, over([full] * 10), min_days=4).psi["f_words"]
+    assert found is not None and found > 2.0
+    assert compare(items, full, over([empty] * 10), min_days=4).psi["f_words"] is None
+    exposed = DayProfile(rows=9, figures={"exposed_weight": 40.0, "exposed_positives": 2.0})
+    examples, none = gate_of("examples", config_of(tmp_path)), DayProfile(rows=9, figures={"exposed_weight": 0.0})
+    assert compare(examples, none, over([exposed] * 10), min_days=4).label_rate == 0.0
+    assert compare(examples, none, over([none] * 10), min_days=4).label_rate is None
+
+
 def test_a_calendar_feature_does_not_drift_when_the_day_changes(tmp_path: Path) -> None:
     gate = gate_of("requests", config_of(tmp_path))
     weekdays = [profile_of(50, weekday=bins(**{f"b{2 + i % 7}": 50})) for i in range(17)]

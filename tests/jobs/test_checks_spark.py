@@ -213,6 +213,15 @@ def test_an_unseen_category_of_an_offer_is_only_warned_of(spark: SparkSession, l
     assert [(f.severity, f.column, f.observed) for f in report.findings] == [("warning", "shown", {"2020-03-01": "1 bad rows"})]
 
 
+def test_days_made_with_other_settings_are_no_trailing_days(spark: SparkSession, lake: Lake) -> None:
+    rows = good("interactions", 5)
+    found = day_profiles(gate_of("interactions", config_of(lake.root)), frame(spark, "interactions", rows))
+    stats = {day: found[day.isoformat()].stats() for day in days(5)}
+    commit(spark, lake, "interactions", rows, days(5), stats, config="a larger sample")
+    report = last_day(spark, lake, "interactions", 6, rows_of("interactions", days(6)[-1], 4))
+    assert report.critical == [] and report.short_history == days(6)[-1:]
+
+
 def trailing(spark: SparkSession, lake: Lake, table: str, count: int, **changed: Any) -> None:
     """Commit good days with their profiles, then delete their data: nothing but markers may be read of them."""
     rows = [row | changed for row in good(table, count)]

@@ -6,6 +6,7 @@ from jobs.config import GateConfig
 from jobs.gate import judge
 
 LIMITS = GateConfig()
+COMPARED = {"ranking": {"auc": 0.852}, "retrieval": {"all": {"dig": {"recall@10": 0.125}}}}
 
 
 def evaluation(champion=True):
@@ -13,10 +14,11 @@ def evaluation(champion=True):
     everything = {"requests": 90, "dig": {"recall@10": 0.12}, "popularity": {"recall@10": 0.05}}
     new = {"requests": 40, "dig": {"recall@10": 0.04}, "popularity": {"recall@10": 0.04}}
     return {
+        "date": "2017-11-16",
         "ranking": {"auc": 0.85, "calibration": 1.02},
         "retrieval": {"all": everything, "new": new},
         "sid": {"collision_rate": 0.1, "items": 900, "levels": [{"used": 60, "codes": 64}, {"used": 64, "codes": 64}]},
-        "champion": {"version": "3", "ranking": {"auc": 0.852}, "retrieval": {"all": {"dig": {"recall@10": 0.125}}}} if champion else None,
+        "champion": {"version": "3", "date": "2017-11-15"} | COMPARED if champion else None,
         "churn": {"rate": 0.1} if champion else None,
     }
 
@@ -67,6 +69,13 @@ def test_each_absolute_limit_fails_a_first_model_alone(rule, path, value):
 )
 def test_each_comparison_with_the_champion_fails_alone(rule, path, value):
     assert failing(put(evaluation(), path, value)) == [rule]
+
+
+def test_another_model_of_the_champion_s_date_may_have_other_sids():
+    assert failing(put(evaluation(), ("churn", "rate"), 0.99)) == ["max_churn"]
+    same_date = put(evaluation(), ("champion", "date"), "2017-11-16")
+    assert failing(put(same_date, ("churn", "rate"), 0.99)) == []
+    assert failing(put(same_date, ("champion", "ranking", "auc"), 0.99)) == ["max_auc_loss"]
 
 
 def test_a_value_on_its_limit_passes():

@@ -66,8 +66,18 @@ def retrained(config, day, lineage):
     champion = registry.find(config, registry.CHAMPION)
     compared = None
     if champion:
-        compared = {"version": champion.version, "ranking": kept["ranking"], "retrieval": kept["retrieval"]}
-    runs.save(config, day, "evaluate", kept | {"lineage": lineage, "champion": compared, "churn": {"rate": 0.0} if champion else None})
+        compared = {
+            "version": champion.version,
+            "date": champion.date.isoformat(),
+            "ranking": kept["ranking"],
+            "retrieval": kept["retrieval"],
+        }
+    runs.save(
+        config,
+        day,
+        "evaluate",
+        kept | {"lineage": lineage, "date": day.isoformat(), "champion": compared, "churn": {"rate": 0.0} if champion else None},
+    )
 
 
 def aliases(config):

@@ -47,6 +47,7 @@ def collected(source: Source, spark: SparkSession, table: str, *columns: str, da
     return sorted((tuple(r) for r in source.frame(table, spark, days or [DAY]).select(*columns).collect()), key=str)
 
 
+KEYS = (("items", "item_id"), ("users", "user_id"))
 EVENTS = ("user,item,at", "a,x,2024-03-05 10:00:00", "a,x,2024-03-05 11:00:00", "a,y,2024-03-05 09:00:00", "b,x,2024-03-06 00:30:00")
 MAPPED = {"user_id": "user", "item_id": "item", "ts": "at"}
 
@@ -144,9 +145,19 @@ def test_times_outside_the_day_of_their_file_and_null_keys_survive_for_the_gate(
 
 def test_a_day_that_was_not_delivered_is_named(spark: SparkSession, tmp_path: Path) -> None:
     csv(tmp_path / "events-2024-03-05.csv", "user_id,item_id,ts", "a,x,2024-03-05 10:00:00")
-    source = open_source(dataset({"path": str(tmp_path / "events-{ds}.csv"), "format": "csv"}))
+    known = {name: {"path": csv(tmp_path / f"{name}.csv", key, "x"), "format": "csv"} for name, key in KEYS}
+    source = open_source(dataset({"path": str(tmp_path / "events-{ds}.csv"), "format": "csv"}, source=known))
     with pytest.raises(RawDataError, match=r"raw table interactions: no file at .*events-2024-03-06\.csv"):
         source.check(spark, [DAY, NEXT])
+
+
+@pytest.mark.parametrize(("missing", "given"), [("items", "users"), ("users", "items")])
+def test_daily_files_need_tables_of_items_and_users(spark: SparkSession, tmp_path: Path, missing: str, given: str) -> None:
+    csv(tmp_path / "events-2024-03-05.csv", "user_id,item_id,ts", "a,x,2024-03-05 10:00:00")
+    known = {given: {"path": csv(tmp_path / f"{given}.csv", dict(KEYS)[given], "x"), "format": "csv"}}
+    source = open_source(dataset({"path": str(tmp_path / "events-{ds}.csv"), "format": "csv"}, source=known))
+    with pytest.raises(RawDataError, match=rf"dataset\.source\.{missing} is not given .* a table of {missing}"):
+        source.check(spark, [DAY])
 
 
 def test_a_row_without_a_day_counts_to_the_first_day_asked_for(spark: SparkSession, tmp_path: Path) -> None:

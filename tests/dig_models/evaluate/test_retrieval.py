@@ -71,7 +71,3 @@ def test_own_frequency_over_new_items_is_popularity_of_what_is_left():
     bought = np.array([1, 3])
     got = retrieval.own_frequency_list(bought, np.array([5.0, 2.0]), pop, 3, excluded_M=bought)
     assert got.tolist() == [4, 2, -1]
-
-
-def test_without_drops_bought_items_and_keeps_the_order():
-    assert retrieval.without(np.array([4, 1, 7, 2, -1]), np.array([1, 2]), 3).tolist() == [4, 7, -1]
