@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from types import TracebackType
 
 import psutil
+
+YOUNG_SECONDS = 1.0
 
 
 def tree(pid: int) -> list[psutil.Process]:
@@ -29,11 +32,16 @@ def stop(processes: list[psutil.Process], patience: float = 5.0) -> None:
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a process tree in bytes; pages that processes share count once for each."""
-    total = 0
+    """Resident memory of a process tree in bytes; pages that processes share count once for each.
+
+    Descendants younger than ``YOUNG_SECONDS`` do not count: between fork and exec a child shows its parent's memory as its own, and a JVM
+    of gigabytes forks often.
+    """
+    total, born_before = 0, time.time() - YOUNG_SECONDS
     for process in tree(pid):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            total += process.memory_info().rss
+            if process.pid == pid or process.create_time() < born_before:
+                total += process.memory_info().rss
     return total
 
 

@@ -1,7 +1,7 @@
 """Optimizer and learning rate.
 
-Embedding tables (items, users, semantic IDs) see few of their rows in a step: they may have a rate of their own and are not decayed. Biases and
-norms are not decayed either.
+Embedding tables (items, users, semantic IDs) see few of their rows in a step: they may have a rate of their own and are not
+decayed. Biases and norms are not decayed either.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,6 +179,14 @@ def test_what_grows_with_events_and_users_stays_on_disk(arrays: Path) -> None:
     for held in (*shards, store._offers):
         for array in (value for value in vars(held).values() if isinstance(value, np.ndarray)):
             assert isinstance(array, np.memmap) or not array.size or array is getattr(held, "item_key_N", None)
+
+
+def test_a_store_that_is_loaded_goes_on_answering_when_its_folder_is_removed(arrays: Path) -> None:
+    asked = (-9, LAST * SECONDS_PER_DAY, 1, -7)
+    expected = ask(CrossStore.open(arrays, SPEC, item_table()), *asked)
+    store = CrossStore.open(arrays, SPEC, item_table()).preload()
+    shutil.rmtree(arrays)
+    np.testing.assert_array_equal(ask(store, *asked), expected)
 
 
 def test_events_outside_the_days_of_the_arrays_are_refused(tmp_path: Path) -> None:
