@@ -4,7 +4,8 @@ Usage: ``python -m benchmarks.features [--home FOLDER] [--sample 0.1] [--repeats
 year's events, offers of each day's window, daily aggregates), in a scratch folder that is removed at the end unless ``--home`` names
 one to keep. Then, in one warm Spark session, each day's jobs run alone, days taking turns so that a busy machine disturbs all of
 them alike. The jobs include their data gates (rules, profiles, data docs; days before a measured one are not built, so drift is
-profiled but compared with nothing); the export of the cross arrays is a row of its own. Wall seconds and CPU seconds (this process
+profiled but compared with nothing). Windows of 90 and 180 days fill up over the first half of the year: what must stay level is the cost
+of days after that. The export of the cross arrays is a row of its own. Wall seconds and CPU seconds (this process
 and its JVM) are kept; the figures are medians. Writes ``benchmarks/results/features.json`` and ``features.png``.
 """
 
@@ -116,7 +117,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
     days = result["days"]
     number = [d["day_of_year"] for d in days]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharex=True)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharex=True, layout="constrained")
     for axis, kind in zip(axes, ("wall", "cpu"), strict=True):
         below = [0.0] * len(days)
         for job in JOBS:
@@ -125,9 +126,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
             below = [a + b for a, b in zip(below, height, strict=True)]
         axis.set_xticks(range(len(days)), [f"day {n}" for n in number])
         axis.set_ylabel(f"{kind} seconds (median of {result['repeats']})")
-    axes[0].legend(frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(f"Cost of one day's features, built alone ({result['sample']:g} of the households)")
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
 
 
