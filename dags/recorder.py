@@ -131,7 +131,7 @@ def reason_of(log: Path) -> str:
             open_record = record[1] == "ERROR"
             if open_record:
                 reported = [record[2]]
-        elif open_record and not said.startswith(("Command exited", "::")):
+        elif open_record and not said.startswith(("Command exited", "::")) and "correlation_id=" not in said:  # Airflow's own
             reported.append(said)
         if _RAISED.match(said) and "ChildFailedError" not in said:
             raised = said

@@ -48,6 +48,10 @@ AT = "2026-11-22T02:33:49.081733Z INFO "
             "a gate failed\nds 2017-11-15",
         ),
         (
+            [f"{AT}2026-11-22 02:33:49,081 ERROR jobs.x: a gate failed", f"{AT}Updating Fields field_count=15 correlation_id=1 ti_id=2"],
+            "a gate failed",
+        ),
+        (
             [f"{AT}2026-11-22 02:33:49,081 ERROR jobs.x: one", f"{AT}2026-11-22 02:33:50,081 INFO jobs.x: two", f"{AT}three"],
             "one",
         ),
