@@ -21,7 +21,9 @@ from safetensors.torch import load_file, save_file
 
 from dig_models.config import ModelConfig
 from dig_models.dig import Dig
+from dig_models.faults import reached
 from dig_models.features import FeatureSpec
+from dig_models.files import naming_full_disk, replace_text, sync_tree
 from dig_models.items import ItemTable
 
 FORMAT = 1
@@ -69,8 +71,12 @@ def save_bundle(path: str | Path, model: Dig, items: ItemTable, info: dict[str, 
     if bool(model.quantizer.built):
         model.code_NL.copy_(model.codes(model.encode_catalogue()))
         model.code_NL[0] = -1
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path / WEIGHTS)
-    pq.write_table(items_to_arrow(items, model.spec, model.code_NL.cpu().numpy()), path / ITEMS)
+    with naming_full_disk(path):
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path / WEIGHTS)
+        reached("bundle.weights_written")
+        pq.write_table(items_to_arrow(items, model.spec, model.code_NL.cpu().numpy()), path / ITEMS)
+        reached("bundle.items_written")
+    sync_tree(path)
     settings = {
         "format": FORMAT,
         "model": model.config.model_dump(mode="json"),
@@ -80,9 +86,7 @@ def save_bundle(path: str | Path, model: Dig, items: ItemTable, info: dict[str, 
         "info": info,
         "sha256": {name: _sha256(path / name) for name in (WEIGHTS, ITEMS)},
     }
-    temporary = path / f".{SETTINGS}"
-    temporary.write_text(json.dumps(settings, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    temporary.replace(path / SETTINGS)
+    replace_text(path / SETTINGS, json.dumps(settings, indent=2, sort_keys=True, allow_nan=False) + "\n")
     return path
 
 

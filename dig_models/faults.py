@@ -18,7 +18,75 @@ VARIABLE = "DIG_FAULT"
 POLL_SECONDS = 0.05
 
 #: Every fault point: its name and what has been done when it is reached.
-POINTS: dict[str, str] = {}
+POINTS: dict[str, str] = {
+    # A file is replaced by one with other text: a marker, a manifest, CURRENT, the record of a job.
+    "file.written": "the new text is in a hidden file beside the old one, flushed",
+    "file.replaced": "the new file has the name; the folder is not flushed",
+    # A day of a table is staged and committed.
+    "partition.staging_cleared": "the run holds its staging folder, which is empty",
+    "partition.rows_written": "Spark has written all days into the staging folder",
+    "partition.gate_passed": "the table's data gate has seen the staged rows and let them pass",
+    "partition.staged": "the rows of a day are staged and digested, its marker is composed",
+    "partition.same_found": "the day holds just these rows already; the staged ones are still there",
+    "partition.damaged_moved_aside": "a data folder that lay under the name of the new one is out of the way",
+    "partition.synced": "the staged files are flushed",
+    "partition.moved": "the data folder is in its day; no marker names it",
+    "partition.named": "the names of the data folder and of the folders above it are flushed",
+    "partition.marker_replaced": "the marker names the new data folder; the old one is still there",
+    "partition.old_removed": "only what the marker names is left of the day",
+    "partition.day_committed": "a day is committed, the next day of the range is not",
+    "partition.staging_removed": "all days are committed and the staging folder is gone; the lock is still held",
+    # All raw tables of a range are staged before the first is committed.
+    "ingest.gates_passed": "every table is staged and let pass, none is committed",
+    "ingest.table_committed": "all days of a table are committed, the next table is not",
+    # A checkpoint in training.
+    "checkpoint.cleared": "the folder to write the checkpoint into is empty",
+    "checkpoint.tensors_written": "every rank has written its tensors",
+    "checkpoint.meta_written": "lineage, step and figures lie beside the tensors",
+    "checkpoint.synced": "everything in the new checkpoint is flushed; it has no name yet",
+    "checkpoint.moved_aside": "a checkpoint of the same step is out of the way",
+    "checkpoint.renamed": "the new checkpoint has its name",
+    "checkpoint.old_renamed": "a checkpoint that is one too many has lost its name; its files are still there",
+    "checkpoint.old_removed": "the newest two checkpoints are left",
+    # A bundle, and the end of training.
+    "bundle.weights_written": "the weights are written, catalogue and settings are not",
+    "bundle.items_written": "weights and catalogue are written, the settings, which make them a bundle, are not",
+    "training.fitted": "the last step is done, every checkpoint is still there",
+    "training.tracked": "MLflow has all figures, and the run is finished there",
+    "training.bundle_written": "the new bundle is whole, beside the old one",
+    "training.report_written": "the new train.json stands beside the bundle that was there before",
+    "training.old_moved_aside": "the old bundle is out of the way; none has the name",
+    "training.bundle_renamed": "the new bundle has the name",
+    "training.old_removed": "the old bundle is gone",
+    "training.checkpoints_removed": "the checkpoints are gone",
+    "training.superseded": "what later jobs said of another model of that date is gone; this one's train.json is not in the runs yet",
+    # A model is registered.
+    "register.run_found": "the MLflow run of the lineage is there",
+    "register.artifacts_logged": "model card, figures and plots are in the run",
+    "register.metrics_logged": "the headline figures are in the run",
+    "register.model_logged": "the bundle is logged; no version names it",
+    "register.model_named": "the registered model exists",
+    "register.version_created": "the version exists with its tags; the alias challenger is not on it",
+    "register.challenger_set": "the alias challenger is on the version; register.json is not written",
+    "fetch.downloaded": "the bundle of a version is downloaded under a hidden name, flushed",
+    "fetch.renamed": "the downloaded bundle has its name",
+    # An index generation is built, checked and made current.
+    "index.cleared": "the staging folder is empty",
+    "index.model_written": "the bundle of the generation is staged",
+    "index.maps_written": "both SID maps are staged",
+    "index.arrays_written": "trie and node embeddings are staged",
+    "index.state_written": "user state and cross arrays are staged",
+    "index.delta_written": "the delta against the current generation is staged",
+    "index.manifest_written": "the manifest is staged",
+    "index.synced": "all staged files are flushed",
+    "index.damaged_moved_aside": "a damaged generation of the same id is out of the way",
+    "index.renamed": "the generation has its name; the names are not flushed",
+    "index.installed": "the generation is durable; nobody has checked it, and CURRENT names the one before",
+    "index.verified": "the generation passed its check; CURRENT names the one before",
+    "index.switched": "CURRENT names the new generation",
+    "index.retired": "a generation that is one too many has lost its name; its files are still there",
+    "index.retention_done": "only as many generations as index.keep says are left",
+}
 
 _visits: Counter[str] = Counter()
 

@@ -1,23 +1,73 @@
-"""Small file operations that must not be half done: atomic replacement, durable names, exclusive locks."""
+"""Small file operations that must not be half done: atomic replacement, durable names, exclusive locks, the error of a full disk."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
+import re
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from dig_models.faults import reached
+
+log = logging.getLogger(__name__)
+# Only Python's own files say so by errno; Parquet, safetensors and Spark say it in words, NumPy by how much it could write.
+_NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|\d+ requested and \d+ written", re.IGNORECASE)
+
+
+class DiskFull(OSError):
+    """There was no space to write something; the message names the place."""
+
+
+@contextmanager
+def naming_full_disk(place: Path) -> Iterator[None]:
+    """Turn the error of a full disk, whichever library met it, into one that names the place.
+
+    Raises:
+        DiskFull: a write below ``place`` found no space.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiskFull) or not _is_no_space(error):
+            raise
+        raise DiskFull(
+            f"{place}: no space left to write it ({str(error).splitlines()[0]}); what was there before stays as it is: "
+            "make space, then run the same again"
+        ) from error
+
+
+def _is_no_space(error: Exception) -> bool:
+    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or bool(_NO_SPACE.search(str(error)))
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replace a file by one with this text; a reader sees the old or the new one, whole, also after a power cut."""
+    """Replace a file by one with this text; a reader sees the old or the new one, whole, also after a power cut.
+
+    Raises:
+        DiskFull: there was no space; the old file stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(path)
+    try:
+        with naming_full_disk(path), temporary.open("w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+            reached("file.written")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    reached("file.replaced")
     sync_dir(path.parent)
+
+
+def leftovers(path: Path) -> list[Path]:
+    """What writers of a file left beside it when they were killed; the caller keeps other writers out."""
+    return sorted(path.parent.glob(f".{path.name}.*"))
 
 
 def sync_dir(folder: Path) -> None:
@@ -42,12 +92,25 @@ def sync_tree(folder: Path) -> None:
 
 @contextmanager
 def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a lock file; the operating system lets it go when the process ends, however it ends.
+    """Hold a lock file, which says by whom; the operating system lets it go when the process ends, however it ends.
 
     Raises:
-        BlockingIOError: another process holds it and ``wait`` is off.
+        BlockingIOError: another process holds it and ``wait`` is off; ``strerror`` says which.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = path.read_text() or "another process"
+            if not wait:
+                raise BlockingIOError(errno.EWOULDBLOCK, holder, str(path)) from None
+            log.info("%s: held by %s; waiting for it to end", path, holder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        os.ftruncate(file.fileno(), 0)  # a holder that was killed left its name
+        with suppress(OSError):  # a full disk must not keep anybody from the lock
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+        try:
+            yield
+        finally:
+            os.ftruncate(file.fileno(), 0)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from dig_models.faults import reached
 from jobs.config import Config, ConfigError
 from jobs.dates import days_between
 from jobs.lake import Inputs, Lake, code_digest
@@ -137,6 +138,7 @@ class Build:
             with self.lake.stage(table, f"{self.job}-{days[0]}-{days[-1]}") as stage:
                 stage.write(rows(), days, sort=sort)
                 stats = self._check(table, stage.frame(self.spark, days), list(days)) if gate else None
+                reached("partition.gate_passed")
                 stage.commit(
                     self.spark,
                     days,

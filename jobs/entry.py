@@ -11,12 +11,17 @@ from datetime import date
 from pathlib import Path
 
 from dig_models.features import FeatureSpecMismatch
+from dig_models.files import DiskFull
 from jobs.config import Config, ConfigError, load
 from jobs.dates import days_between
 
 
 class JobError(RuntimeError):
     """A job cannot go on for a reason its user can act on; the message says what was found and what to do."""
+
+
+class ServiceAway(JobError):
+    """A server that a job needs does not answer; a retry may find it again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,8 @@ def run(
         options: adds the job's own options to the parser.
 
     Returns:
-        Exit status: 0, or 2 for an error that its message explains (no traceback is printed for those).
+        Exit status: 0, or for an error that its message explains (no traceback is printed for those) 2, or 1 if a retry may find
+        it mended: a server that did not answer, a disk that was full.
     """
     parser = argparse.ArgumentParser(prog=f"python -m jobs.{name}", description=(sys.modules[main.__module__].__doc__ or "").split("\n")[0])
     parser.add_argument("--config", type=Path, default=None, help="settings file; default $DIG_CONFIG, then conf/local.yaml")
@@ -78,6 +84,9 @@ def run(
         if not days:
             raise ConfigError(f"--from {first} --to {last}: the range is empty; --from must not be after --to")
         main(Invocation(config=load(args.config, args.set), days=days, options=args))
+    except (ServiceAway, DiskFull) as error:
+        logging.getLogger(f"jobs.{name}").error("%s", error)
+        return 1
     except (ConfigError, JobError, FeatureSpecMismatch) as error:
         logging.getLogger(f"jobs.{name}").error("%s", error)
         return 2

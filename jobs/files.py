@@ -23,6 +23,6 @@ def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
     with ExitStack() as held:
         try:
             held.enter_context(files.exclusive(path, wait=wait))
-        except BlockingIOError:
-            raise JobError(f"{path}: held by another run that builds the same days; wait for it to end") from None
+        except BlockingIOError as error:
+            raise JobError(f"{path}: held by another run that builds the same days ({error.strerror}); wait for it to end") from None
         yield

@@ -15,6 +15,7 @@ from functools import partial
 
 from pyspark.sql import SparkSession
 
+from dig_models.faults import reached
 from jobs.checks import check
 from jobs.config import Config
 from jobs.entry import Invocation, JobError, run
@@ -89,10 +90,12 @@ def ingest(spark: SparkSession, config: Config, source: Source, lake: Lake, want
             stats[table] = check(table, frame, days, config=config, lake=lake, spark=spark).stats
             done += 1
             emit(NAME, done, steps, table=table)
+        reached("ingest.gates_passed")
         for table, days in wanted.items():
             markers = staged[table].commit(
                 spark, days, job=NAME, code=code, config=digest, inputs=partial(source.inputs, table), stats=stats[table]
             )
+            reached("ingest.table_committed")
             log.info("%s: %d rows on %s", table, sum(m.rows for m in markers), shown(days))
 
 

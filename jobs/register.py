@@ -17,7 +17,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dig_models.bundle import Bundle, BundleError, load_bundle
-from jobs import plots, registry, runs
+from dig_models.faults import reached
+from jobs import plots, registry, runs, tracking
 from jobs.config import Config
 from jobs.entry import Invocation, JobError, run
 from jobs.lake import code_digest, digest_of
@@ -56,6 +57,7 @@ def register(config: Config, day: date) -> tuple[ModelRef, bool]:
     if found is None:
         made = _log(config, day, path, bundle, train, evaluation)
         registry.set_alias(config, registry.CHALLENGER, made)
+        reached("register.challenger_set")
         return registry.get(config, made), True
     # A champion that is registered again stays what it is; the alias challenger goes to it all the same.
     registry.set_alias(config, registry.CHALLENGER, found.version)
@@ -69,7 +71,8 @@ def _log(config: Config, day: date, path: Path, bundle: Bundle, train: dict[str,
     from jobs import pyfunc_model
 
     store = registry.client(config)
-    run_id = _run_id(config, day, train)
+    run_id = _run_id(config, day, train, str(bundle.info["lineage"]))
+    reached("register.run_found")
     sample = pyfunc_model.example(bundle)
     tags = version_tags(config, day, bundle, evaluation)
     mlflow.set_tracking_uri(config.tracking_uri())
@@ -81,8 +84,10 @@ def _log(config: Config, day: date, path: Path, bundle: Bundle, train: dict[str,
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(content)
         store.log_artifacts(run_id, scratch)
+    reached("register.artifacts_logged")
     for name, value in metrics(evaluation):
         store.log_metric(run_id, name, value)
+    reached("register.metrics_logged")
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):
         logged = mlflow.pyfunc.log_model(
             name="dig",
@@ -93,11 +98,14 @@ def _log(config: Config, day: date, path: Path, bundle: Bundle, train: dict[str,
             input_example=sample,
             pip_requirements=[f"{name}=={installed(name).split('+')[0]}" for name in PACKAGES],
         )
+    reached("register.model_logged")
     if not store.search_registered_models(f"name = '{config.mlflow.model_name}'"):
         store.create_registered_model(config.mlflow.model_name, description="DIG: one network that ranks items and retrieves them.")
+    reached("register.model_named")
     made = store.create_model_version(
         config.mlflow.model_name, logged.model_uri, run_id=run_id, tags=tags, description=_short(evaluation), model_id=logged.model_id
     )
+    reached("register.version_created")
     return str(made.version)
 
 
@@ -111,8 +119,8 @@ def _short(evaluation: Mapping[str, Any]) -> str:
     )
 
 
-def _run_id(config: Config, day: date, train: Mapping[str, Any]) -> str:
-    """The run of the training, or a new one if training was tracked elsewhere."""
+def _run_id(config: Config, day: date, train: Mapping[str, Any], lineage: str) -> str:
+    """The run of the training, or one made here if training was tracked elsewhere."""
     from mlflow.exceptions import MlflowException
 
     store = registry.client(config)
@@ -121,8 +129,8 @@ def _run_id(config: Config, day: date, train: Mapping[str, Any]) -> str:
         try:
             return str(store.get_run(run_id).info.run_id)
         except MlflowException:
-            log.warning("MLflow run %s of the training is not at %s; a new one is made", run_id, config.tracking_uri())
-    return str(store.create_run(registry.experiment_id(config), run_name=f"register-{day}").info.run_id)
+            log.warning("MLflow run %s of the training is not at %s; one is made for the registration", run_id, config.tracking_uri())
+    return tracking.run_of(config, lineage) or tracking.new_run(config, day, lineage, f"register-{day}")
 
 
 def version_tags(config: Config, day: date, bundle: Bundle, evaluation: Mapping[str, Any]) -> dict[str, str]:
@@ -176,7 +184,8 @@ def _artifacts(train: Mapping[str, Any], evaluation: Mapping[str, Any], tags: Ma
 def main(call: Invocation) -> None:
     """``python -m jobs.register --date D``."""
     emit("register", 0, 1)
-    ref, new = register(call.config, call.date)
+    with registry.answering(call.config):
+        ref, new = register(call.config, call.date)
     runs.save(
         call.config,
         call.date,

@@ -9,14 +9,19 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
+from dig_models.faults import reached
+from dig_models.files import DiskFull, naming_full_disk, sync_dir, sync_tree
 from jobs.config import Config
-from jobs.entry import JobError
+from jobs.entry import JobError, ServiceAway
+from jobs.files import exclusive
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,6 +30,12 @@ if TYPE_CHECKING:
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 LINEAGE, PROMOTED_ON, WITHDRAWN, RUN_DATE = "lineage", "promoted_on", "withdrawn", "date"
 BUNDLE = "artifacts/bundle"
+# A server that is started again is waited for: 0, 6, 12, 24 and 48 s between six tries. MLflow's own settings would wait four minutes
+# for one that refuses, and twenty for one that hangs.
+PATIENCE = {"MAX_RETRIES": "5", "BACKOFF_FACTOR": "3", "TIMEOUT": "45"}
+_AWAY = re.compile(r"API request to \S+ failed with (timeout )?exception|failed with error code 50[234]|too many 50[234] error responses")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +65,42 @@ class ModelRef:
         return self.tags.get(LINEAGE, "")
 
 
+@contextmanager
+def answering(config: Config) -> Iterator[None]:
+    """Calls to the tracking server whose failure to answer is one clear error.
+
+    Raises:
+        ServiceAway: the server did not answer within ``PATIENCE``.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if not _is_away(error):
+            raise
+        reason = str(error).splitlines()[0][:300]
+        raise ServiceAway(
+            f"mlflow.tracking_uri {config.tracking_uri()}: registry does not answer ({reason}); start it, then run the same again"
+        ) from error
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether MLflow's own client says that it got no answer, or a proxy says so for it."""
+    return bool(_AWAY.search(str(error)))
+
+
+def _answered(call: Callable[Concatenate[Config, P], R]) -> Callable[Concatenate[Config, P], R]:
+    """A function of this module with the error of ``answering``."""
+
+    @wraps(call)
+    def asked(config: Config, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with answering(config):
+            return call(config, *args, **kwargs)
+
+    return asked
+
+
 def client(config: Config) -> MlflowClient:
     """Client of the tracking server and registry in force; the folder of a SQLite store is made if it is missing.
 
@@ -62,6 +109,8 @@ def client(config: Config) -> MlflowClient:
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -74,6 +123,7 @@ def client(config: Config) -> MlflowClient:
         raise JobError(f"mlflow.tracking_uri {uri}: cannot be opened: {error}") from error
 
 
+@_answered
 def experiment_id(config: Config) -> str:
     """Id of the experiment in force, made if it is missing; under SQLite its artifacts lie beside the database."""
     from mlflow.exceptions import MlflowException
@@ -93,6 +143,7 @@ def experiment_id(config: Config) -> str:
     return str(found.experiment_id)
 
 
+@_answered
 def find(config: Config, alias: str) -> ModelRef | None:
     """The version that carries ``alias``, or None (also when no model was ever registered)."""
     from mlflow.exceptions import MlflowException
@@ -103,10 +154,13 @@ def find(config: Config, alias: str) -> ModelRef | None:
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
+        if _is_away(error):
+            raise
         raise JobError(f"model {name!r}, alias {alias!r}: registry {config.tracking_uri()} answers: {error}") from error
     return _ref(store, version)
 
 
+@_answered
 def versions(config: Config) -> list[ModelRef]:
     """Every version of the model, oldest first."""
     store = client(config)
@@ -114,12 +168,14 @@ def versions(config: Config) -> list[ModelRef]:
     return sorted((_ref(store, v, aliases=False) for v in found), key=lambda ref: int(ref.version))
 
 
+@_answered
 def by_lineage(config: Config, lineage: str) -> ModelRef | None:
     """The version with this lineage digest, or None."""
     same = [ref for ref in versions(config) if ref.lineage == lineage]
     return _ref(store := client(config), store.get_model_version(same[0].name, same[0].version)) if same else None
 
 
+@_answered
 def ancestor(config: Config, day: date) -> ModelRef | None:
     """The newest version promoted with a date before ``day`` and not withdrawn since; training of ``day`` starts from it.
 
@@ -130,6 +186,7 @@ def ancestor(config: Config, day: date) -> ModelRef | None:
     return max(past, key=lambda ref: (ref.tags[PROMOTED_ON], int(ref.version)), default=None)
 
 
+@_answered
 def fetch(config: Config, ref: ModelRef) -> Path:
     """Folder of the version's bundle on this machine; fetched once into ``<home>/mlflow/bundles`` if it lies elsewhere.
 
@@ -145,21 +202,31 @@ def fetch(config: Config, ref: ModelRef) -> Path:
     if uri.startswith(("/", "file:")) and (local / BUNDLE).is_dir():
         return local / BUNDLE
     kept = Path(config.paths.home).resolve() / "mlflow" / "bundles" / f"{ref.name}-{ref.version}-{ref.lineage[:12]}"
-    if kept.is_dir():
-        return kept
-    fetching = kept.with_name(f".{kept.name}.{os.getpid()}")
-    fetching.mkdir(parents=True, exist_ok=True)
-    try:
-        source = f"{uri.rstrip('/')}/{BUNDLE}"
-        got = download_artifacts(artifact_uri=source, dst_path=str(fetching), tracking_uri=config.tracking_uri())
-        Path(got).replace(kept)
-    except (MlflowException, OSError) as error:
-        raise JobError(f"model {ref.name} version {ref.version}: its bundle cannot be fetched from {uri}: {error}") from error
-    finally:
-        shutil.rmtree(fetching, ignore_errors=True)
+    fetching = kept.with_name(f".{kept.name}")
+    with exclusive(kept.parent.with_name(".bundles.lock")):
+        if kept.is_dir():
+            return kept
+        shutil.rmtree(fetching, ignore_errors=True)  # left by a process that was killed
+        fetching.mkdir(parents=True)
+        try:
+            source = f"{uri.rstrip('/')}/{BUNDLE}"
+            with naming_full_disk(fetching):
+                got = Path(download_artifacts(artifact_uri=source, dst_path=str(fetching), tracking_uri=config.tracking_uri()))
+                sync_tree(got)
+            reached("fetch.downloaded")
+            got.replace(kept)
+            reached("fetch.renamed")
+            sync_dir(kept.parent)
+        except (MlflowException, OSError) as error:
+            if isinstance(error, DiskFull) or _is_away(error):
+                raise
+            raise JobError(f"model {ref.name} version {ref.version}: its bundle cannot be fetched from {uri}: {error}") from error
+        finally:
+            shutil.rmtree(fetching, ignore_errors=True)
     return kept
 
 
+@_answered
 def set_alias(config: Config, alias: str, version: str) -> None:
     """Point ``alias`` (lower case) at ``version``; whoever carried it loses it.
 
@@ -171,16 +238,19 @@ def set_alias(config: Config, alias: str, version: str) -> None:
     client(config).set_registered_model_alias(config.mlflow.model_name, alias, version)
 
 
+@_answered
 def tag(config: Config, version: str, key: str, value: str) -> None:
     """Set one tag of a version."""
     client(config).set_model_version_tag(config.mlflow.model_name, version, key, value)
 
 
+@_answered
 def untag(config: Config, version: str, key: str) -> None:
     """Take one tag off a version that has it."""
     client(config).delete_model_version_tag(config.mlflow.model_name, version, key)
 
 
+@_answered
 def get(config: Config, version: str) -> ModelRef:
     """One version by number.
 
@@ -193,6 +263,8 @@ def get(config: Config, version: str) -> ModelRef:
     try:
         return _ref(store, store.get_model_version(config.mlflow.model_name, version))
     except MlflowException as error:
+        if _is_away(error):
+            raise
         raise JobError(f"model {config.mlflow.model_name!r} has no version {version!r} at {config.tracking_uri()}: {error}") from error
 
 

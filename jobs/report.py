@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jobs import plots, runs
 from jobs.config import CALIBRATION_TARGET, Config
 from jobs.entry import Invocation, run
+from jobs.files import replace_text
 from jobs.model_card import METHODS, interval, number
 from jobs.progress import emit
 from jobs.summary import keep_latest
@@ -154,9 +155,7 @@ def main(call: Invocation) -> None:
     recommender = Recommender.open(config, parts["summary"]["index"]["generation"])
     answers = [recommender.recommend(user, PRODUCTS) for user in sample_users(recommender)[:USERS]]
     path = runs.run_dir(config, day) / "report.html"
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(render(config, parts, answers), encoding="utf-8")
-    temporary.replace(path)
+    replace_text(path, render(config, parts, answers))
     keep_latest(config, day, path.name)
     log.info("%s", path)
     emit("report", 1, 1)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from jobs.config import Config
 from jobs.entry import JobError
+from jobs.files import replace_text
 
 
 def run_dir(config: Config, day: date) -> Path:
@@ -20,10 +20,8 @@ def run_dir(config: Config, day: date) -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    temporary.replace(path)
+    """Write JSON atomically and durably: a reader sees the old file or the new one."""
+    replace_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def save(config: Config, day: date, name: str, value: Any) -> Path:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 import sys
 from collections.abc import Mapping
 from datetime import date
@@ -15,6 +13,7 @@ from typing import Any
 from jobs import registry, runs
 from jobs.config import Config
 from jobs.entry import Invocation, run
+from jobs.files import replace_text
 from jobs.progress import emit
 
 log = logging.getLogger("jobs.summary")
@@ -85,9 +84,7 @@ def keep_latest(config: Config, day: date, *names: str) -> Path:
             log.info("%s is of %s, a later date, and stays", target, last["date"])
             return target
     for name in names:
-        temporary = target / f".{name}.{os.getpid()}"
-        shutil.copyfile(source / name, temporary)
-        temporary.replace(target / name)
+        replace_text(target / name, (source / name).read_text(encoding="utf-8"))
     return target
 
 

@@ -17,6 +17,19 @@ AT_ONCE = 900  # the store takes at most 1000 metrics a call
 DATE, LINEAGE = "dig.date", "dig.lineage"
 
 
+def run_of(config: Config, lineage: str) -> str | None:
+    """Id of the run of a lineage, ``None`` if it was never begun."""
+    where = f"tags.`{LINEAGE}` = '{lineage}'"
+    found = registry.client(config).search_runs([registry.experiment_id(config)], filter_string=where, max_results=1)
+    return str(found[0].info.run_id) if found else None
+
+
+def new_run(config: Config, day: date, lineage: str, name: str) -> str:
+    """Begin the run of a lineage; returns its id."""
+    tags = {DATE: day.isoformat(), LINEAGE: lineage}
+    return str(registry.client(config).create_run(registry.experiment_id(config), tags=tags, run_name=name).info.run_id)
+
+
 class Tracker:
     """Writes metrics in batches.
 
@@ -36,16 +49,15 @@ class Tracker:
         Raises:
             JobError: the tracking server cannot be reached.
         """
-        client, experiment = registry.client(config), registry.experiment_id(config)
-        found = client.search_runs([experiment], filter_string=f"tags.`{LINEAGE}` = '{lineage}'", max_results=1)
-        if found:
-            run_id = str(found[0].info.run_id)
+        client, run_id = registry.client(config), run_of(config, lineage)
+        if run_id:
             client.update_run(run_id, status="RUNNING")
         else:
-            tags = {DATE: day.isoformat(), LINEAGE: lineage}
-            run_id = str(client.create_run(experiment, tags=tags, run_name=f"train-{day}").info.run_id)
-            for section in ("model", "train"):
-                for key, value in getattr(config, section).model_dump(mode="json").items():
+            run_id = new_run(config, day, lineage, f"train-{day}")
+        there = client.get_run(run_id).data.params  # not all of them, if the process that began the run was killed
+        for section in ("model", "train"):
+            for key, value in getattr(config, section).model_dump(mode="json").items():
+                if f"{section}.{key}" not in there:
                     client.log_param(run_id, f"{section}.{key}", value)
         return cls(client, run_id)
 

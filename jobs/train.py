@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import resource
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from dig_models.bundle import BundleError, BundleMismatch, load_bundle, save_bun
 from dig_models.cross_files import CrossArraysError
 from dig_models.crosses import CrossStore
 from dig_models.dig import Dig
+from dig_models.faults import reached
 from dig_models.features import FeatureSpecMismatch
+from dig_models.files import leftovers, sync_dir
 from dig_models.items import ItemTable
 from dig_models.train.data import ExamplesError, pair_lookup
 from dig_models.train.distributed import World, process_group
@@ -31,7 +35,9 @@ from dig_models.train.loop import Record, Setup, Told, TrainingDiverged, fit
 from dig_models.train.stream import ExampleStream, row_groups
 from dig_models.train.warm import warm_start
 from jobs import registry, runs
+from jobs.config import Config
 from jobs.entry import Invocation, JobError, run
+from jobs.files import exclusive
 from jobs.progress import emit
 from jobs.tracking import Tracker
 from jobs.train_inputs import TrainInputs, train_inputs
@@ -39,6 +45,7 @@ from jobs.train_inputs import TrainInputs, train_inputs
 log = logging.getLogger(__name__)
 STAGE = "train"
 REPORT = "train.json"
+STEPS, WRITING, OLD = "steps", ".bundle", ".bundle-old"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,19 +68,34 @@ def main(asked: Invocation) -> None:
     inputs = train_inputs(asked.config, asked.date)
     config = asked.config.train
     try:
-        with process_group(config.backend, config.threads_per_rank) as world:
+        with process_group(config.backend, config.threads_per_rank) as world, _alone(asked.config, asked.date, world):
             if world.size != config.ranks * config.hosts:
                 log.warning(
                     "%d process(es) train, the settings say %d: start with python -m jobs.launch", world.size, config.ranks * config.hosts
                 )
-            _train(inputs, world)
+            with registry.answering(asked.config):
+                _train(inputs, world)
     except (ExamplesError, CrossArraysError, BundleError, TrainingDiverged) as error:
         raise JobError(str(error)) from error
 
 
+def _home(config: Config, day: date) -> Path:
+    return Path(config.paths.at("checkpoints")) / day.isoformat()
+
+
+@contextmanager
+def _alone(config: Config, day: date, world: World) -> Iterator[None]:
+    """One training of a date at a time; the first rank holds the lock and clears up behind one that was killed."""
+    home = _home(config, day)
+    with exclusive(home.with_name(f".{home.name}.lock"), wait=False) if world.leads else nullcontext():
+        if world.leads:
+            _settle(home)
+        yield
+
+
 def _train(inputs: TrainInputs, world: World) -> None:
     config, day = inputs.config, inputs.day
-    home = Path(config.paths.at("checkpoints")) / day.isoformat()
+    home = _home(config, day)
     spec = config.dataset.spec()
     items = ItemTable.from_arrow(inputs.items_shown(), spec)
     if len(items) < 2:
@@ -86,6 +108,7 @@ def _train(inputs: TrainInputs, world: World) -> None:
             log.info("%s: trained already from the same data, settings and code (lineage %s)", home / "bundle", start.lineage[:12])
             runs.supersede(config, day, start.lineage)
             runs.save(config, day, STAGE, json.loads((home / REPORT).read_text()))
+            shutil.rmtree(home / STEPS, ignore_errors=True)
         return
     store = CrossStore.open(inputs.lake.folder("cross_arrays", day), spec, items)
     common: dict[str, Any] = {
@@ -106,7 +129,7 @@ def _train(inputs: TrainInputs, world: World) -> None:
         config=config.train,
         train=ExampleStream(groups=row_groups(inputs.fit), **common),
         validation=ExampleStream(groups=row_groups(inputs.validation), **common),
-        checkpoints=home / "steps",
+        checkpoints=home / STEPS,
         lineage=start.lineage,
         warm=start.warm,
     )
@@ -115,9 +138,12 @@ def _train(inputs: TrainInputs, world: World) -> None:
     peak = _peak_rss(world)
     if tracker:
         report = _report(inputs, start, record, world, peak, tracker.run_id)
+        reached("training.fitted")
+        tracker.close(report)  # first: what has a bundle is done, so nothing may be left to tell
+        reached("training.tracked")
         _write(home, model, report, inputs)
-        tracker.close(report)
         runs.supersede(config, day, start.lineage)
+        reached("training.superseded")
         runs.save(config, day, STAGE, report)
     world.barrier()
 
@@ -208,23 +234,41 @@ def _report(inputs: TrainInputs, start: Start, record: Record, world: World, pea
 
 
 def _write(home: Path, model: Dig, report: dict[str, Any], inputs: TrainInputs) -> None:
-    """The bundle on the catalogue of the last day, whole or not at all; then the checkpoints have served."""
+    """The bundle on the catalogue of the last day, whole or not at all; then the checkpoints have served. See ``_settle``."""
     config, bundle = inputs.config, home / "bundle"
     info = {k: report[k] for k in ("date", "lineage", "ancestor", "window", "inputs", "mlflow_run_id")}
     info |= {"dataset": config.dataset.name, "keep_rate": config.dataset.sampling.exposed_negative_rate, "seed": config.train.seed}
     info |= {"random_negatives": config.train.random_negatives, "catalogue": inputs.catalogue_day.isoformat()}
-    writing, old = home / f".bundle-{os.getpid()}", home / f".old-{os.getpid()}"
-    shutil.rmtree(writing, ignore_errors=True)
+    writing, old = home / WRITING, home / OLD
     items = ItemTable.from_arrow(inputs.lake.read_arrow("item_features", [inputs.catalogue_day]), model.spec)
     model = model.eval().cpu()
     model.set_items(items)
     save_bundle(writing, model, items, info)
+    reached("training.bundle_written")
     runs.write_json(home / REPORT, report)
+    reached("training.report_written")
     if bundle.exists():
         bundle.rename(old)
+        reached("training.old_moved_aside")
     writing.rename(bundle)
+    reached("training.bundle_renamed")
+    sync_dir(home)
     shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(home / "steps", ignore_errors=True)
+    reached("training.old_removed")
+    shutil.rmtree(home / STEPS, ignore_errors=True)
+    reached("training.checkpoints_removed")
+
+
+def _settle(home: Path) -> None:
+    """Finish what a training that was killed had begun: where the old bundle was put aside, the new one was complete."""
+    writing, bundle, old = home / WRITING, home / "bundle", home / OLD
+    if old.exists() and not bundle.exists():
+        writing.rename(bundle)
+        sync_dir(home)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(writing, ignore_errors=True)
+    for written in leftovers(home / REPORT):
+        written.unlink()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from dig_models.bundle import Bundle, load_bundle, save_bundle
 from dig_models.cross_files import read_meta
 from dig_models.evaluate.sid_quality import churn, measure
-from dig_models.files import exclusive, replace_text, sync_dir, sync_tree
+from dig_models.faults import reached
+from dig_models.files import exclusive, leftovers, naming_full_disk, replace_text, sync_dir, sync_tree
 from dig_models.index import generation as g
 from dig_models.index.diff import Sids, changes, counts, sid_text
 from dig_models.index.reader import codebook_digest
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from dig_models.dig import Dig
 
 log = logging.getLogger(__name__)
-STAGING = ".staging"
+STAGING, DAMAGED, REMOVED = ".staging", ".damaged-", ".removed-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,29 +84,51 @@ def build(root: Path, release: Release) -> str:
         )
     read_meta(release.cross_arrays, release.bundle.spec)
     staging = root / STAGING
-    shutil.rmtree(staging, ignore_errors=True)  # left by a writer that was killed: the lock says that none is at work
-    staging.mkdir(parents=True)
+    _clear(root)
     try:
-        draft = write_content(staging, release)
+        with naming_full_disk(root):
+            staging.mkdir(parents=True)
+            reached("index.cleared")
+            draft = write_content(staging, release)
         if _whole(root, draft.id):
             log.info("index generation %s is there already", draft.id)
             return draft.id
-        complete(root, staging, draft)
-        sync_tree(staging)
+        with naming_full_disk(root):
+            complete(root, staging, draft)
+            sync_tree(staging)
+        reached("index.synced")
         install(root, staging, draft.id)
         return draft.id
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def _clear(root: Path) -> None:
+    """Remove what a writer left that was killed, and undo what it had only begun; the lock says that none is at work."""
+    shutil.rmtree(root / STAGING, ignore_errors=True)
+    home = root / g.GENERATIONS
+    for aside in home.glob(f"{DAMAGED}*"):
+        generation = home / aside.name.removeprefix(DAMAGED)
+        if generation.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(generation)
+    for written in leftovers(root / g.CURRENT):
+        written.unlink()
+
+
 def write_content(staging: Path, release: Release) -> g.Manifest:
     """Write every file but delta and manifest; returns the manifest as far as it is known then."""
     write_model(staging / g.MODEL, release)
+    reached("index.model_written")
     bundle = load_bundle(staging / g.MODEL)  # what serves is what was written
     trie = Trie.build(bundle.codes_NL)
     write_maps(staging, bundle, trie)
+    reached("index.maps_written")
     write_arrays(staging, bundle.model, trie)
+    reached("index.arrays_written")
     users = write_state(staging / g.STATE, release)
+    reached("index.state_written")
     files = {name: g.file_entry(path) for name, path in g.files_under(staging).items()}
     codes, levels = bundle.model.config.codes, trie.levels
     codebook = codebook_digest(bundle.model)
@@ -177,6 +200,7 @@ def complete(root: Path, staging: Path, draft: g.Manifest) -> None:
     previous, old = _previous(root, draft.id)
     rows = changes(old, new)
     write_table(rows, staging / g.DELTA)
+    reached("index.delta_written")
     moved = None if old is None else churn(old.hash_M, old.code_ML, new.hash_M, new.code_ML)
     manifest = draft.model_copy(
         update={
@@ -187,25 +211,31 @@ def complete(root: Path, staging: Path, draft: g.Manifest) -> None:
         }
     )
     replace_text(staging / g.MANIFEST, manifest.sealed().text())
+    reached("index.manifest_written")
 
 
 def install(root: Path, staging: Path, generation: str) -> None:
     """Rename the finished folder into ``generations``; a damaged one of that id is put aside first."""
     home = root / g.GENERATIONS
     home.mkdir(exist_ok=True)
-    aside = home / f".damaged-{generation}"
+    aside = home / f"{DAMAGED}{generation}"
     if (home / generation).exists():
-        shutil.rmtree(aside, ignore_errors=True)
         (home / generation).rename(aside)
+        reached("index.damaged_moved_aside")
     staging.rename(home / generation)
-    sync_dir(home)
+    reached("index.renamed")
+    for folder in (home, root, root.parent):
+        sync_dir(folder)
     shutil.rmtree(aside, ignore_errors=True)
+    reached("index.installed")
 
 
 def switch(root: Path, generation: str) -> None:
     """Make a generation current, by one atomic replace; the caller verified it."""
     g.generation_dir(root, generation)
+    reached("index.verified")
     replace_text(root / g.CURRENT, generation + "\n")
+    reached("index.switched")
 
 
 def retain(root: Path, keep: int) -> list[str]:
@@ -222,9 +252,11 @@ def retain(root: Path, keep: int) -> list[str]:
     home = root / g.GENERATIONS
     for generation in gone:
         # Renamed first: a reader that lists generations never meets one that is half removed.
-        (home / generation).rename(home / f".removed-{generation}")
-    for leftover in home.glob(".removed-*"):
+        (home / generation).rename(home / f"{REMOVED}{generation}")
+        reached("index.retired")
+    for leftover in home.glob(f"{REMOVED}*"):
         shutil.rmtree(leftover)
+    reached("index.retention_done")
     return gone
 
 

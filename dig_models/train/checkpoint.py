@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 
+from dig_models.faults import reached
+from dig_models.files import naming_full_disk, replace_text, sync_dir, sync_tree
 from dig_models.train.distributed import World
 from dig_models.train.optim import state_tensors
 
 KEEP = 2
 META = "meta.json"
+WRITING = ".writing-"
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> dict[str, Any]:
@@ -42,21 +45,48 @@ def save(root: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimiz
         world: this process.
         meta: JSON values to keep beside the tensors; floats come back bit for bit.
     """
-    writing, final = root / f".writing-{step:08d}", root / f"step-{step:08d}"
+    writing, final = root / f"{WRITING}{step:08d}", root / f"step-{step:08d}"
     if world.leads:
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
+        with naming_full_disk(root):
+            shutil.rmtree(writing, ignore_errors=True)
+            writing.mkdir(parents=True)
+        reached("checkpoint.cleared")
     world.barrier()
-    state_dict_saver.save(_state(model, optimizer, world), checkpoint_id=str(writing))
+    with naming_full_disk(root):
+        state_dict_saver.save(_state(model, optimizer, world), checkpoint_id=str(writing))
     world.barrier()
     if world.leads:
-        (writing / META).write_text(json.dumps(meta, allow_nan=False))
-        shutil.rmtree(final, ignore_errors=True)
-        writing.rename(final)
+        reached("checkpoint.tensors_written")
+        replace_text(writing / META, json.dumps(meta, allow_nan=False))
+        reached("checkpoint.meta_written")
+        _install(writing, final)
         for old in steps(root)[:-KEEP]:
-            shutil.rmtree(old)
+            _remove(old)
+        reached("checkpoint.old_removed")
     world.barrier()
     return final
+
+
+def _install(writing: Path, final: Path) -> None:
+    """Give a finished checkpoint its name, once its files are durable; one of the same step goes when the new one stands."""
+    sync_tree(writing)
+    reached("checkpoint.synced")
+    aside = writing.with_name(f"{writing.name}-old")
+    if final.exists():
+        final.rename(aside)
+        reached("checkpoint.moved_aside")
+    writing.rename(final)
+    reached("checkpoint.renamed")
+    sync_dir(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint; it loses its name first, so that what is named ``step-…`` is whole."""
+    going = checkpoint.with_name(f"{WRITING}{checkpoint.name}")
+    checkpoint.rename(going)
+    reached("checkpoint.old_renamed")
+    shutil.rmtree(going)
 
 
 def steps(root: Path) -> list[Path]:
@@ -71,13 +101,13 @@ def newest(root: Path, lineage: str, world: World) -> Path | None:
     """
     found = None
     if world.leads:
-        for stale in root.glob(".writing-*"):
-            shutil.rmtree(stale)
         for path in steps(root):
             if read_meta(path)["lineage"] == lineage:
                 found = str(path)
             else:
-                shutil.rmtree(path)
+                _remove(path)
+        for stale in root.glob(f"{WRITING}*"):
+            shutil.rmtree(stale)
     agreed = world.agreed(found)
     return Path(agreed) if agreed else None
 

@@ -14,6 +14,8 @@ from jobs.build import SHARED_CODE
 PLUMBING = {
     "dig_models.config",  # types of settings; their values are in the settings' digest
     "jobs.checks",  # gates look at rows, they change none
+    "dig_models.faults",  # these two write what they are given
+    "dig_models.files",
     "jobs.config",
     "jobs.entry",
     "jobs.files",

@@ -1,0 +1,104 @@
+"""What must not be half done is not, locks say who holds them, and a full disk is one clear error whoever meets it."""
+
+import errno
+import multiprocessing
+import os
+import subprocess
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dig_models import faults
+from dig_models.files import DiskFull, exclusive, leftovers, naming_full_disk, replace_text
+
+
+def test_a_replacement_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    replace_text(path, "old")
+    monkeypatch.setenv(faults.VARIABLE, "file.written=full")
+    faults._visits.clear()
+    with pytest.raises(DiskFull, match=rf"{path}: no space left.*what was there before stays"):
+        replace_text(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_is_found(tmp_path):
+    (tmp_path / ".a.json.123").write_text("half")
+    (tmp_path / ".b.json.123").write_text("half")
+    assert leftovers(tmp_path / "a.json") == [tmp_path / ".a.json.123"]
+
+
+def test_a_lock_says_who_holds_it(tmp_path):
+    with exclusive(tmp_path / "lock"), pytest.raises(BlockingIOError) as caught, exclusive(tmp_path / "lock", wait=False):
+        pass
+    assert f"process {os.getpid()} on" in caught.value.strerror
+    assert (tmp_path / "lock").read_text() == ""
+
+
+def hold(path, taken):
+    with exclusive(path):
+        taken.set()
+        threading.Event().wait()
+
+
+def test_the_lock_of_a_killed_process_is_free_and_its_name_forgotten(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    taken = context.Event()
+    holder = context.Process(target=hold, args=(tmp_path / "lock", taken))
+    holder.start()
+    assert taken.wait(60)
+    with pytest.raises(BlockingIOError, match=f"process {holder.pid} on"), exclusive(tmp_path / "lock", wait=False):
+        pass
+    holder.kill()
+    holder.join()
+    assert str(holder.pid) in (tmp_path / "lock").read_text()
+    with exclusive(tmp_path / "lock", wait=False):
+        assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} ")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "x"), OSError(errno.EDQUOT, "x"), RuntimeError("IO: No space left on device")])
+def test_every_way_to_say_that_a_disk_is_full_is_understood(tmp_path, error):
+    with pytest.raises(DiskFull, match=str(tmp_path)), naming_full_disk(tmp_path):
+        raise error
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EACCES, "no"), ValueError("requested and written")])
+def test_other_errors_pass_unchanged(tmp_path, error):
+    with pytest.raises(type(error)) as caught, naming_full_disk(tmp_path):
+        raise error
+    assert caught.value is error
+
+
+def write_text(folder):
+    replace_text(folder / "a.txt", "x" * 500_000)
+
+
+def write_parquet(folder):
+    pq.write_table(pa.table({"x": np.random.default_rng(0).random(100_000)}), folder / "a.parquet")
+
+
+def write_array(folder):
+    np.save(folder / "a.npy", np.zeros(100_000))
+
+
+def write_tensors(folder):
+    save_file({"x": torch.zeros(100_000)}, folder / "a.safetensors")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+@pytest.mark.parametrize("write", [write_text, write_parquet, write_array, write_tensors])
+def test_each_library_that_writes_meets_a_disk_that_is_really_full(tmp_path, write):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting is not allowed here: {mounted.stderr.strip()}")
+    try:
+        with pytest.raises(DiskFull, match=str(tmp_path)), naming_full_disk(tmp_path):
+            write(tmp_path)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
