@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import logging
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from dig_models.faults import reached
 
 log = logging.getLogger(__name__)
+_HOST = socket.gethostname()
 # Only Python's own files say so by errno; Parquet, safetensors and Spark say it in words, NumPy by how much it could write.
 _NO_SPACE = re.compile(r"no space left on device|disk quota exceeded|\d+ requested and \d+ written", re.IGNORECASE)
 
@@ -51,7 +53,10 @@ def replace_text(path: Path, text: str) -> None:
     Raises:
         DiskFull: there was no space; the old file stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(_HOST)}.*"):
+        if not _is_alive(int(left.name.rpartition(".")[2])):
+            left.unlink(missing_ok=True)  # its writer was killed
+    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}")
     try:
         with naming_full_disk(path), temporary.open("w", encoding="utf-8") as out:
             out.write(text)
@@ -65,9 +70,14 @@ def replace_text(path: Path, text: str) -> None:
     sync_dir(path.parent)
 
 
-def leftovers(path: Path) -> list[Path]:
-    """What writers of a file left beside it when they were killed; the caller keeps other writers out."""
-    return sorted(path.parent.glob(f".{path.name}.*"))
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def sync_dir(folder: Path) -> None:
@@ -109,7 +119,7 @@ def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
         os.ftruncate(file.fileno(), 0)  # a holder that was killed left its name
         with suppress(OSError):  # a full disk must not keep anybody from the lock
-            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+            os.write(file.fileno(), f"process {os.getpid()} on {_HOST}".encode())
         try:
             yield
         finally:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dig_models.faults import reached
-from dig_models.files import leftovers, replace_text, sync_dir, sync_tree
+from dig_models.files import replace_text, sync_dir, sync_tree
 from jobs.files import exclusive
 from jobs.partition import (
     MARKER,
@@ -211,8 +211,6 @@ class Lake:
             for old in home.iterdir():  # also what a commit that was cut short did not come to remove
                 if old.is_dir() and old.name != marker.data:
                     shutil.rmtree(old)
-            for written in leftovers(home / MARKER):
-                written.unlink()
             reached("partition.old_removed")
 
     def _place(self, marker: Marker, staged: Path, home: Path) -> None:

@@ -27,7 +27,7 @@ from dig_models.crosses import CrossStore
 from dig_models.dig import Dig
 from dig_models.faults import reached
 from dig_models.features import FeatureSpecMismatch
-from dig_models.files import leftovers, sync_dir
+from dig_models.files import sync_dir
 from dig_models.items import ItemTable
 from dig_models.train.data import ExamplesError, pair_lookup
 from dig_models.train.distributed import World, process_group
@@ -267,8 +267,6 @@ def _settle(home: Path) -> None:
         sync_dir(home)
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(writing, ignore_errors=True)
-    for written in leftovers(home / REPORT):
-        written.unlink()
 
 
 if __name__ == "__main__":

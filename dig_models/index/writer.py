@@ -25,7 +25,7 @@ from dig_models.bundle import Bundle, load_bundle, save_bundle
 from dig_models.cross_files import read_meta
 from dig_models.evaluate.sid_quality import churn, measure
 from dig_models.faults import reached
-from dig_models.files import exclusive, leftovers, naming_full_disk, replace_text, sync_dir, sync_tree
+from dig_models.files import exclusive, naming_full_disk, replace_text, sync_dir, sync_tree
 from dig_models.index import generation as g
 from dig_models.index.diff import Sids, changes, counts, sid_text
 from dig_models.index.reader import codebook_digest
@@ -113,8 +113,6 @@ def _clear(root: Path) -> None:
             shutil.rmtree(aside)
         else:
             aside.rename(generation)
-    for written in leftovers(root / g.CURRENT):
-        written.unlink()
 
 
 def write_content(staging: Path, release: Release) -> g.Manifest:

@@ -3,7 +3,9 @@
 import errno
 import multiprocessing
 import os
+import socket
 import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from dig_models import faults
-from dig_models.files import DiskFull, exclusive, leftovers, naming_full_disk, replace_text
+from dig_models.files import DiskFull, exclusive, naming_full_disk, replace_text
 
 
 def test_a_replacement_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
@@ -28,10 +30,15 @@ def test_a_replacement_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_writer_left_is_found(tmp_path):
-    (tmp_path / ".a.json.123").write_text("half")
-    (tmp_path / ".b.json.123").write_text("half")
-    assert leftovers(tmp_path / "a.json") == [tmp_path / ".a.json.123"]
+def test_what_a_killed_writer_left_goes_with_the_next_replacement_and_a_living_ones_stays(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = socket.gethostname()
+    dead, alive, elsewhere = (tmp_path / f".a.json.{owner}" for owner in (f"{host}.{ended.pid}", f"{host}.{os.getppid()}", "other.1"))
+    for path in (dead, alive, elsewhere):
+        path.write_text("half")
+    replace_text(tmp_path / "a.json", "new")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "a.json", alive, elsewhere])
 
 
 def test_a_lock_says_who_holds_it(tmp_path):

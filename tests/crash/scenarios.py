@@ -1,0 +1,8 @@
+"""Every scenario of the crash tests. A protocol gets its own by a list in a module of this folder, added here."""
+
+from __future__ import annotations
+
+from tests.crash import index, lake
+from tests.crash.harness import Scenario
+
+SCENARIOS: list[Scenario] = [*lake.SCENARIOS, *index.SCENARIOS]

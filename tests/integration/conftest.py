@@ -1,0 +1,14 @@
+"""The table of the crash tests, after all tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what the crash tests found, if they ran."""
+    from tests.crash.table import show
+
+    show(Console(file=terminalreporter._tw._file, width=max(terminalreporter._tw.fullwidth, 200)))
