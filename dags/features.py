@@ -7,7 +7,9 @@ from datetime import datetime, timedelta
 from airflow.sdk import DAG, CronPartitionTimetable, Param
 from pendulum.tz.timezone import FixedTimezone
 
-from dags.common import DATE_PARAM, DEFAULT_ARGS, EXAMPLES, SparkJobOperator, days, settings
+from dags.common import DATE_PARAM, EXAMPLES, default_args, settings
+from dags.operators import JobOperator, SparkJobOperator
+from dags.spans import days
 
 DOC = """
 ### Features and examples of a day
@@ -21,12 +23,13 @@ one is not committed, and the task is not tried again.
 | every day of the training window that is not up to date | `{"date": "2017-11-15", "fill": true}` |
 | every day since one | `{"date": "2017-11-15", "from": "2017-11-01"}` |
 
-Emits the asset `dig://examples` for the date, which sets `dig_retrain` off.
+Emits the asset `dig://examples` for the date, which sets `dig_retrain` off; with `{"retrain": false}` that run skips. A backfill
+(`airflow backfill create --dag-id dig_features …`) retrains only with `--dag-run-conf '{"retrain": true}'`.
 """
 
 config = settings()
 zone = FixedTimezone(int(config.dataset.source.utc_offset_hours * 3600))
-first = config.dataset.first_date
+first, last = config.dataset.first_date, config.dataset.last_date
 
 with DAG(
     dag_id="dig_features",
@@ -35,12 +38,17 @@ with DAG(
     # At 03:00 of the next day on the data set's own clock; the key is the day that has closed.
     schedule=CronPartitionTimetable("0 3 * * *", timezone=zone, run_offset=-1, key_format="%Y-%m-%d"),
     start_date=datetime(first.year, first.month, first.day, tzinfo=zone),
+    # A data set that has ended is not asked for more days: its last one is due on the morning after.
+    end_date=datetime(last.year, last.month, last.day, 23, 59, tzinfo=zone) + timedelta(days=1),
     catchup=False,
     max_active_runs=1,
-    default_args=DEFAULT_ARGS,
+    default_args=default_args(),
     params={
         "date": DATE_PARAM,
         "from": Param(None, type=["null", "string"], format="date", title="From", description="Also every day since this one."),
+        "retrain": Param(
+            None, type=["null", "boolean"], title="Retrain", description="Train on what was built; by default yes, in a backfill no."
+        ),
         "fill": Param(False, type="boolean", title="Fill", description="Also every day of the run's window that is not up to date."),
     },
     tags=["dig", "spark"],
@@ -78,4 +86,12 @@ with DAG(
         execution_timeout=timedelta(hours=4),
         doc_md="Requests with what was known before each of them; emits `dig://examples`.",
     )
-    ingest >> item_features >> u2i_crosses >> examples
+    sweep = JobOperator(
+        task_id="sweep",
+        job="sweep",
+        arguments=lambda context: [],
+        retries=1,
+        execution_timeout=timedelta(minutes=10),
+        doc_md="Teardown: removes what killed jobs left under the lake's `_staging`; what a running job holds stays.",
+    ).as_teardown()
+    ingest >> item_features >> u2i_crosses >> examples >> sweep

@@ -1,4 +1,4 @@
-"""``dig_retrain``: new examples become a model that is trained, judged, registered and, if it passes the gate, champion."""
+"""``dig_retrain``: new examples become a model that is trained, evaluated, registered and judged by the gate."""
 
 from __future__ import annotations
 
@@ -6,42 +6,44 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, PartitionedAssetTimetable
 
-from dags.common import CHAMPION, DATE_PARAM, DEFAULT_ARGS, EXAMPLES, JobOperator
+from dags.common import CANDIDATE, DATE_PARAM, EXAMPLES, TRAIN_POOL, default_args
+from dags.operators import JobOperator
 
 DOC = """
 ### A model for a date
 
-`train → evaluate → register → promote`, set off by the asset `dig://examples` and keyed on its partition date. `promote` is the gate:
-if a figure is beyond its limit the task fails at once, its log names figure and limit, and the champion stays.
+`train → evaluate → register → gate`, set off by the asset `dig://examples` and keyed on its partition date. If a figure is beyond
+its limit, `gate` fails at once and is not tried again: its log names figure and limit. Nothing that serves has moved by then.
 
-A backfill of `dig_features` emits assets too; runs that it sets off are skipped, so that history never moves the champion.
+A backfill of `dig_features` emits assets too; runs that it sets off are skipped, and the XCom `skipped` of `train` says why.
 To train for a date by hand: `airflow dags trigger dig_retrain --conf '{"date": "2017-11-15"}'`.
 
-Emits `dig://champion` for the date, which sets `dig_publish` off.
+Emits `dig://candidate` for the date, which sets `dig_publish` off.
 """
 
 with DAG(
     dag_id="dig_retrain",
-    description="Train with torchrun, evaluate, register in MLflow, promote through the gate",
+    description="Train with torchrun, evaluate, register in MLflow, judge",
     doc_md=DOC,
     schedule=PartitionedAssetTimetable(assets=EXAMPLES),
     catchup=False,
     max_active_runs=1,
-    default_args=DEFAULT_ARGS,
+    default_args=default_args(),
     params={"date": DATE_PARAM},
     tags=["dig", "torch", "mlflow"],
 ) as dag:
     train = JobOperator(
         task_id="train",
         job="launch",
-        skip_backfills=True,
-        retries=1,  # a second attempt goes on from the last checkpoint
+        guarded=True,
+        pool=TRAIN_POOL,
         execution_timeout=timedelta(hours=12),
-        doc_md="`torchrun -m jobs.train`, with ranks, hosts and backend from the settings; resumes from its last checkpoint.",
+        doc_md="`torchrun -m jobs.train`, ranks, hosts and backend from the settings; another attempt goes on from the last checkpoint.",
     )
     evaluate = JobOperator(
         task_id="evaluate",
         job="evaluate",
+        pool=TRAIN_POOL,
         execution_timeout=timedelta(hours=3),
         doc_md="Challenger, champion and baselines on the same rows of the evaluation days.",
     )
@@ -51,12 +53,11 @@ with DAG(
         execution_timeout=timedelta(hours=1),
         doc_md="An MLflow version with its lineage; the same lineage gives the version that is there.",
     )
-    promote = JobOperator(
-        task_id="promote",
-        job="promote",
-        outlets=[CHAMPION],
-        retries=0,
+    gate = JobOperator(
+        task_id="gate",
+        job="gate",
+        outlets=[CANDIDATE],
         execution_timeout=timedelta(minutes=30),
-        doc_md="The gate. Passed: alias `champion` moves and `dig://champion` is emitted. Failed: nothing moves; not tried again.",
+        doc_md="The gate. Passed: `dig://candidate` is emitted. Failed: not tried again, the champion and the index stay.",
     )
-    train >> evaluate >> register >> promote
+    train >> evaluate >> register >> gate

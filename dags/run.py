@@ -28,6 +28,7 @@ from jobs.progress import emit
 from jobs.runs import run_dir
 
 DAGS = Path(__file__).resolve().parent
+FIRST = "dig_features"
 INTERRUPTED = 130
 
 
@@ -92,8 +93,11 @@ def awaited(dag: Any) -> set[str]:
 
 
 def in_order(dags: dict[str, Any]) -> list[Any]:
-    """The DAGs so that each comes after those whose assets it waits for, starting with those that run by the clock."""
-    left = dict(dags)
+    """The first DAG of a day, and after it each one whose assets have been emitted by those before.
+
+    What runs by the clock or by hand beside them (promotion, backfill, watch) is no part of a day.
+    """
+    left = {dag_id: dag for dag_id, dag in dags.items() if dag_id == FIRST or awaited(dag)}
     order: list[Any] = []
     made: set[str] = set()
     while ready := [dag for dag in left.values() if awaited(dag) <= made]:
@@ -187,6 +191,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load(place, args.set)
         day = args.date or config.dataset.default_date
         config.run_window(day)
+        if config.airflow.approval:
+            raise ConfigError(
+                "airflow.approval is on: a run without a server has nobody to ask; start the servers (make up), or pass "
+                "--set airflow.approval=false to promote what passes the gate"
+            )
     except ConfigError as error:
         told.write(f"{error}\n")
         return 2

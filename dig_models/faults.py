@@ -86,6 +86,14 @@ POINTS: dict[str, str] = {
     "index.switched": "CURRENT names the new generation",
     "index.retired": "a generation that is one too many has lost its name; its files are still there",
     "index.retention_done": "only as many generations as index.keep says are left",
+    # Alias and CURRENT move together.
+    "promotion.intent_written": "the intent of a move is on disk, nothing has moved",
+    "promotion.previous_moved": "the alias previous has moved",
+    "promotion.champion_moved": "the alias champion has moved, CURRENT has not",
+    "promotion.current_switched": "CURRENT has moved, the tags have not",
+    "promotion.tags_set": "aliases, CURRENT and tags have moved, the log does not say so",
+    "promotion.logged": "the log says so, the intent is still there",
+    "promotion.intent_removed": "all is done",
 }
 
 _visits: Counter[str] = Counter()

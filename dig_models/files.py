@@ -124,3 +124,15 @@ def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
             yield
         finally:
             os.ftruncate(file.fileno(), 0)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line durably; half a line, left by a crash in mid-write, is dropped first. One writer at a time."""
+    with path.open("ab+") as out:
+        out.seek(0)
+        held = out.read()
+        out.truncate(held.rfind(b"\n") + 1)
+        out.write(line.encode() + b"\n")
+        out.flush()
+        os.fsync(out.fileno())
+    sync_dir(path.parent)

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from jobs import cli_show
+from jobs import cli_promote, cli_show
 from jobs.cli_options import ConfigOption, SetOption, settings
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ app = typer.Typer(
 app.add_typer(cli_show.config_app, name="config")
 app.add_typer(cli_show.lake_app, name="lake")
 app.add_typer(cli_show.index_app, name="index")
+app.command()(cli_promote.promote)
+app.command()(cli_promote.rollback)
+cli_show.index_app.command("log")(cli_promote.index_log)
 
 WRONG, INTERRUPTED = 2, 130
 UserOption = Annotated[str, typer.Option("--user", "-u", help="User id, as in the source.")]

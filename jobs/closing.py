@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
     from jobs.recommend import Answer, Recommender
 
-STAGES = ("ingest", "item_features", "u2i_crosses", "examples", "train", "evaluate", "register", "promote", "publish", "summary", "report")
+STAGES = (
+    *("ingest", "item_features", "u2i_crosses", "examples", "sweep"),
+    *("train", "evaluate", "register", "gate", "index", "promote", "summary", "report"),
+)
 HOUSEHOLDS = 3
 PRODUCTS = 5
 MIN_HISTORY = 5

@@ -29,7 +29,7 @@ class Invocation:
     """What a job was asked to do.
 
     Attributes:
-        days: the days to build, ascending; a single one for ``--date``.
+        days: the days to build, ascending; a single one for ``--date``; none if a job that needs no date was given none.
         options: the other options of the job.
     """
 
@@ -49,6 +49,7 @@ def run(
     argv: Sequence[str] | None = None,
     *,
     ranges: bool = False,
+    dated: bool = True,
     options: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> int:
     """Parse the options, load the settings, run ``main``.
@@ -58,6 +59,7 @@ def run(
         main: does the work.
         argv: options; those of the command line by default.
         ranges: whether ``--from/--to`` is understood beside ``--date``.
+        dated: whether a date must be given.
         options: adds the job's own options to the parser.
 
     Returns:
@@ -77,11 +79,11 @@ def run(
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     first, last = getattr(args, "first", None), getattr(args, "last", None)
-    if (args.date is None) == (first is None or last is None):
+    if dated and (args.date is None) == (first is None or last is None):
         parser.error("give either --date D or --from A --to B" if ranges else "--date is required")
     try:
-        days = [args.date] if first is None or last is None else days_between(first, last)
-        if not days:
+        days = [day for day in [args.date] if day] if first is None or last is None else days_between(first, last)
+        if dated and not days:
             raise ConfigError(f"--from {first} --to {last}: the range is empty; --from must not be after --to")
         main(Invocation(config=load(args.config, args.set), days=days, options=args))
     except (ServiceAway, DiskFull) as error:

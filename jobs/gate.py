@@ -1,16 +1,27 @@
 """The promotion gate: every rule of ``config.gate`` as one row, judged on the figures of ``evaluate.json``.
 
 A first model, and one that cannot be compared with the champion because their feature specs differ, is held to absolute
-limits only. A figure that could not be measured fails its rule.
+limits only. A figure that could not be measured fails its rule. ``python -m jobs.gate --date D`` judges the challenger of D and moves
+nothing: the verdict is a tag of the version and ``gate.json``; index and promotion follow it.
 """
 
 from __future__ import annotations
 
+import argparse
+import logging
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import date
 from typing import Any
 
-from jobs.config import GateConfig
+from jobs import registry, runs
+from jobs.config import Config, GateConfig
+from jobs.entry import Invocation, JobError, run
+from jobs.progress import emit
+from jobs.registry import ModelRef
+
+log = logging.getLogger("jobs.gate")
 
 Evaluation = Mapping[str, Any]
 
@@ -129,3 +140,90 @@ def ratio(value: float | None, base: float | None) -> float | None:
     if value is None or base is None or (value == 0 and base == 0):
         return None
     return value / max(base, 1e-12)
+
+
+def verdict(config: Config, day: date, *, allow_older: bool = False) -> dict[str, Any]:
+    """Judge the challenger of ``day``; no alias moves.
+
+    Args:
+        config: settings in force; ``config.gate`` holds the limits.
+        day: logical date of the run.
+        allow_older: judge although the champion is of a later date (a deliberate step back).
+
+    Returns:
+        What ``gate.json`` holds.
+
+    Raises:
+        JobError: a rule failed, the champion is of a later date, or the evaluation belongs to another model.
+    """
+    challenger = registry.get(config, runs.read(config, day, "register")["version"])
+    evaluation = runs.read(config, day, "evaluate")
+    champion = registry.find(config, registry.CHAMPION)
+    rules = judge(config.gate, evaluation)
+    record: dict[str, Any] = {
+        "date": day.isoformat(),
+        "name": challenger.name,
+        "version": challenger.version,
+        "champion": champion.version if champion else None,
+        "compared": comparable(evaluation),
+        "rules": [rule.as_dict() for rule in rules],
+    }
+    if champion and champion.version == challenger.version:
+        return _keep(config, day, record, challenger, "champion", f"version {challenger.version} is champion already")
+    refusal = _refusal(challenger, champion, evaluation, rules, allow_older)
+    if refusal:
+        _keep(config, day, record, challenger, registry.REFUSED, refusal)
+        raise JobError(refusal)
+    against = f"against champion version {champion.version}" if champion else "there is no champion to compare with"
+    return _keep(config, day, record, challenger, registry.PASSED, f"version {challenger.version} passes the gate, {against}")
+
+
+def _refusal(challenger: ModelRef, champion: ModelRef | None, evaluation: Evaluation, rules: list[Rule], allow_older: bool) -> str:
+    """Why the challenger must not follow the champion; empty if it may."""
+    day = challenger.date
+    if evaluation["lineage"] != challenger.lineage:
+        return (
+            f"evaluate.json of {day} judges lineage {evaluation['lineage'][:12]}, version {challenger.version} has "
+            f"{challenger.lineage[:12]}: run python -m jobs.evaluate --date {day} and python -m jobs.register --date {day} again"
+        )
+    judged = (evaluation.get("champion") or {}).get("version")
+    if champion and judged != champion.version:
+        return (
+            f"the champion is version {champion.version}, evaluate.json of {day} compares with "
+            f"{f'version {judged}' if judged else 'none'}: run python -m jobs.evaluate --date {day} again"
+        )
+    if champion and champion.date > day and not allow_older:
+        return (
+            f"version {challenger.version} is of {day}, the champion (version {champion.version}) of {champion.date}: "
+            "a run of an earlier date does not replace a later champion; pass --allow-older to step back on purpose"
+        )
+    failed = [str(rule) for rule in rules if not rule.passed]
+    if failed:
+        kept = f"version {champion.version} stays champion" if champion else "there is still no champion"
+        return f"version {challenger.version} does not pass the gate, {kept}: " + "; ".join(failed)
+    return ""
+
+
+def _keep(config: Config, day: date, record: dict[str, Any], challenger: ModelRef, outcome: str, message: str) -> dict[str, Any]:
+    record |= {"outcome": outcome, "passed": outcome != registry.REFUSED, "message": message}
+    tag = registry.PASSED if record["passed"] else registry.REFUSED
+    if challenger.tags.get(registry.GATE) != tag:
+        registry.tag(config, challenger.version, registry.GATE, tag)
+    runs.save(config, day, "gate", record)
+    log.info("%s", message)
+    return record
+
+
+def main(call: Invocation) -> None:
+    """``python -m jobs.gate --date D [--allow-older]``."""
+    emit("gate", 0, 1)
+    verdict(call.config, call.date, allow_older=call.options.allow_older)
+    emit("gate", 1, 1)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--allow-older", action="store_true", help="let a model of an earlier date follow a later champion")
+
+
+if __name__ == "__main__":
+    sys.exit(run("gate", main, options=_options))

@@ -1,128 +1,137 @@
-"""Move the alias champion to the challenger if it passes the gate; otherwise say why, and move nothing.
+"""Promote a version or roll back: the alias champion and the index move together, or not at all (see ``jobs.promotion``).
 
-The old champion becomes ``previous``. Whatever the outcome, ``promote.json`` keeps every rule with figure and limit.
+``--date D`` promotes what passed D's gate with the generation that ``jobs.index`` built; ``--version N`` promotes a version with its
+newest generation, built first if there is none; ``--generation ID`` promotes just that one; ``--rollback`` goes back to the pair
+before, without building anything. Every move and every refusal is a line of ``<index>/promotions.jsonl``.
 """
 
 from __future__ import annotations
 
 import argparse
+import getpass
 import logging
 import sys
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any
 
-from jobs import gate, registry, runs
+from dig_models.index import generation as g
+from jobs import registry, runs
 from jobs.config import Config
 from jobs.entry import Invocation, JobError, run
+from jobs.index import build_index, index_root
 from jobs.progress import emit
-from jobs.registry import ModelRef
+from jobs.promotion import Entry, Pair, Request, move
 
 log = logging.getLogger("jobs.promote")
 
 
-def promote(config: Config, day: date, *, allow_older: bool = False) -> dict[str, Any]:
-    """Judge the challenger of ``day`` and move the aliases.
-
-    Args:
-        config: settings in force; ``config.gate`` holds the limits.
-        day: logical date of the run.
-        allow_older: let a model of an earlier date replace a later champion (a deliberate step back).
+def promote_day(config: Config, day: date, request: Request) -> dict[str, Any]:
+    """Promote what was built for ``day``.
 
     Returns:
         What ``promote.json`` holds.
 
     Raises:
-        JobError: a rule failed, the champion is of a later date, or the evaluation belongs to another model; no alias was moved.
+        JobError: no generation was built for that day, its version did not pass the gate, or see ``promotion.move``.
     """
-    challenger = registry.get(config, runs.read(config, day, "register")["version"])
-    evaluation = runs.read(config, day, "evaluate")
-    champion = registry.find(config, registry.CHAMPION)
-    rules = gate.judge(config.gate, evaluation)
-    record: dict[str, Any] = {
-        "date": day.isoformat(),
-        "name": challenger.name,
-        "version": challenger.version,
-        "champion_before": champion.version if champion else None,
-        "compared": gate.comparable(evaluation),
-        "rules": [rule.as_dict() for rule in rules],
-    }
-    if champion and champion.version == challenger.version:
-        _tag(config, challenger, day)
-        return _keep(config, day, record, "champion", f"version {challenger.version} is champion already")
-    refusal = _refusal(challenger, champion, evaluation, rules, allow_older)
-    if refusal:
-        _keep(config, day, record, "refused", refusal)
-        raise JobError(refusal)
-    if champion and champion.date > day:
-        _withdraw_after(config, day)  # before the alias moves: a retry that finds it moved would not come here again
-    if champion:
-        registry.set_alias(config, registry.PREVIOUS, champion.version)
-    registry.set_alias(config, registry.CHAMPION, challenger.version)
-    _tag(config, challenger, day)
-    said = f"version {challenger.version} is champion, {f'version {champion.version} is previous' if champion else 'the first one'}"
-    return _keep(config, day, record, "promoted", said)
-
-
-def _tag(config: Config, ref: ModelRef, day: date) -> None:
-    """Date of promotion, and no longer withdrawn; also after a retry that finds the alias moved but the tags not."""
-    if ref.tags.get(registry.PROMOTED_ON) is None:
-        registry.tag(config, ref.version, registry.PROMOTED_ON, day.isoformat())
-    if registry.WITHDRAWN in ref.tags:
-        registry.untag(config, ref.version, registry.WITHDRAWN)
-
-
-def _withdraw_after(config: Config, day: date) -> None:
-    """Tag all versions promoted for later dates, so that no training starts from what was stepped back from."""
-    for ref in registry.versions(config):
-        if registry.PROMOTED_ON in ref.tags and date.fromisoformat(ref.tags[registry.PROMOTED_ON]) > day:
-            registry.tag(config, ref.version, registry.WITHDRAWN, day.isoformat())
-
-
-def _refusal(
-    challenger: ModelRef, champion: ModelRef | None, evaluation: gate.Evaluation, rules: list[gate.Rule], allow_older: bool
-) -> str:
-    """Why nothing may move; empty if it may."""
-    day = challenger.date
-    if evaluation["lineage"] != challenger.lineage:
-        return (
-            f"evaluate.json of {day} judges lineage {evaluation['lineage'][:12]}, version {challenger.version} has "
-            f"{challenger.lineage[:12]}: run python -m jobs.evaluate --date {day} and python -m jobs.register --date {day} again"
-        )
-    judged = (evaluation.get("champion") or {}).get("version")
-    if champion and judged != champion.version:
-        return (
-            f"the champion is version {champion.version}, evaluate.json of {day} compares with "
-            f"{f'version {judged}' if judged else 'none'}: run python -m jobs.evaluate --date {day} again"
-        )
-    if champion and champion.date > day and not allow_older:
-        return (
-            f"version {challenger.version} is of {day}, the champion (version {champion.version}) of {champion.date}: "
-            "a run of an earlier date does not replace a later champion; pass --allow-older to step back on purpose"
-        )
-    failed = [str(rule) for rule in rules if not rule.passed]
-    if failed:
-        kept = f"version {champion.version} stays champion" if champion else "there is still no champion"
-        return f"version {challenger.version} does not pass the gate, {kept}: " + "; ".join(failed)
-    return ""
-
-
-def _keep(config: Config, day: date, record: dict[str, Any], outcome: str, message: str) -> dict[str, Any]:
-    record |= {"outcome": outcome, "promoted": outcome != "refused", "message": message}
+    built = runs.read(config, day, "index")
+    target = Pair(version=built["model"]["version"], generation=built["index"]["generation"])
+    record: dict[str, Any] = {"date": day.isoformat(), "name": built["model"]["name"], "version": target.version}
+    try:
+        entry = move(config, target, request)
+    except JobError as error:
+        runs.save(config, day, "promote", record | {"outcome": "refused", "promoted": False, "message": str(error)})
+        raise
+    record |= {"generation": target.generation, "outcome": "promoted", "promoted": True, "message": said(target)}
     runs.save(config, day, "promote", record)
-    log.info("%s", message)
+    _tell(entry)
     return record
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--allow-older", action="store_true", help="let a model of an earlier date replace a later champion")
+def said(target: Pair) -> str:
+    """What is true after a move, whether it was made now or before: the same words, so that a rerun leaves the same record."""
+    return f"version {target.version} is champion and serves generation {target.generation}"
+
+
+def of_version(config: Config, version: str) -> Pair:
+    """A version with its newest generation; if there is none, one is built for the day that is current (or the version's own).
+
+    Raises:
+        JobError: there is no such version, or it cannot be indexed.
+    """
+    ref, root = registry.get(config, version), index_root(config)
+    there = [generation for generation in g.generations(root) if g.id_version(generation) == version]
+    if there:
+        return Pair(version=version, generation=there[-1])
+    now = g.current(root)
+    day = max(ref.date, g.id_date(now)) if now else ref.date
+    log.info("version %s has no generation yet; building that of %s", version, day)
+    return Pair(version=version, generation=build_index(config, day, ref, allow_older=True).generation)
+
+
+def of_generation(config: Config, generation: str) -> Pair:
+    """A generation with the version that it was made with.
+
+    Raises:
+        JobError: there is no such generation, or its manifest is damaged.
+    """
+    try:
+        return Pair(version=g.read_manifest(index_root(config), generation).model_version, generation=generation)
+    except (g.IndexMissing, g.IndexCorrupt) as error:
+        raise JobError(str(error)) from error
+
+
+def _named(config: Config, options: argparse.Namespace) -> Pair | None:
+    if options.rollback:
+        return None
+    return of_version(config, options.version) if options.version else of_generation(config, options.generation)
+
+
+def _tell(entry: Entry) -> None:
+    if entry.message:
+        log.info("%s", entry.message)
+    else:
+        log.info("%s: %s, after %s", entry.action, said(entry.after), entry.before)
 
 
 def main(call: Invocation) -> None:
-    """``python -m jobs.promote --date D [--allow-older]``."""
+    """The job."""
+    options, config = call.options, call.config
+    ways = [bool(call.days), options.version is not None, options.generation is not None, options.rollback]
+    if sum(ways) != 1:
+        raise JobError("promote: give just one of --date D, --version N, --generation ID, --rollback")
     emit("promote", 0, 1)
-    promote(call.config, call.date, allow_older=call.options.allow_older)
+    request = Request(
+        action="rollback" if options.rollback else "promote",
+        who=options.who or getpass.getuser(),
+        reason=options.reason or ("passed the gate" if call.days else ""),
+        at=options.at or datetime.now(UTC).isoformat(timespec="seconds"),  # a log of who did what when: the clock belongs into it
+        expected=options.expect,
+        past_gate=options.past_gate or options.rollback,
+        allow_older=options.allow_older or not call.days,
+    )
+    if not request.reason:
+        raise JobError("promote: --reason is required, for the log: why is this moved by hand?")
+    if call.days:
+        promote_day(config, call.date, request)
+    else:
+        _tell(move(config, _named(config, options), request))
     emit("promote", 1, 1)
 
 
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", metavar="N", help="promote this registered version with its newest generation")
+    parser.add_argument("--generation", metavar="ID", help="promote this generation and the version it was made with")
+    parser.add_argument("--rollback", action="store_true", help="go back to the version and generation that were in force before")
+    parser.add_argument("--reason", default="", help="why; required unless --date is given")
+    parser.add_argument("--who", default="", help="who asks; default: the user that runs this")
+    parser.add_argument("--at", default="", metavar="TIME", help="when it was asked for, ISO 8601; default: now")
+    parser.add_argument(
+        "--expect", metavar="ID", help="refuse if another generation than this is current by now ('none': before the first)"
+    )
+    parser.add_argument("--past-gate", action="store_true", help="promote a version that did not pass the gate")
+    parser.add_argument("--allow-older", action="store_true", help="with --date: promote although a later day is current")
+
+
 if __name__ == "__main__":
-    sys.exit(run("promote", main, options=_options))
+    sys.exit(run("promote", main, dated=False, options=_options))

@@ -20,7 +20,7 @@ from dig_models.index.reader import IndexReader
 from dig_models.train.data import RequestTable
 from jobs.config import Config
 from jobs.entry import JobError
-from jobs.publish import index_root
+from jobs.index import index_root
 
 STRANGER = "no history of this user by {day}: the order follows popularity and the products' own features"
 

@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 LINEAGE, PROMOTED_ON, WITHDRAWN, RUN_DATE = "lineage", "promoted_on", "withdrawn", "date"
+GATE, PASSED, REFUSED = "gate", "passed", "refused"
 BUNDLE = "artifacts/bundle"
 # A server that is started again is waited for: 0, 6, 12, 24 and 48 s between six tries. MLflow's own settings would wait four minutes
 # for one that refuses, and twenty for one that hangs.
 PATIENCE = {"MAX_RETRIES": "5", "BACKOFF_FACTOR": "3", "TIMEOUT": "45"}
-_AWAY = re.compile(r"API request to \S+ failed with (timeout )?exception|failed with error code 50[234]|too many 50[234] error responses")
+_AWAY = re.compile(r"API request to \S+ failed with (timeout )?exception|failed with error code 50[0-4]|too many 50[0-4] error responses")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -236,6 +237,13 @@ def set_alias(config: Config, alias: str, version: str) -> None:
     if alias != alias.lower():
         raise ValueError(f"alias {alias!r}: expected lower case")
     client(config).set_registered_model_alias(config.mlflow.model_name, alias, version)
+
+
+@_answered
+def drop_alias(config: Config, alias: str) -> None:
+    """Take an alias off whichever version carries it; nothing happens if none does."""
+    if find(config, alias) is not None:
+        client(config).delete_registered_model_alias(config.mlflow.model_name, alias)
 
 
 @_answered

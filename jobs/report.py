@@ -36,7 +36,7 @@ def render(
 
     Args:
         config: settings in force.
-        parts: what ``summary, evaluate, train, register, promote`` kept of the run.
+        parts: what ``summary, evaluate, train, register, gate, promote`` kept of the run.
         users: answers for some users, with their histories.
     """
     summary, evaluation, train = parts["summary"], parts["evaluate"], parts["train"]
@@ -46,6 +46,7 @@ def render(
         summary=summary,
         evaluation=evaluation,
         train=train,
+        gate=parts["gate"],
         promote=parts["promote"],
         window=evaluation["window"],
         champion=champion,
@@ -151,7 +152,7 @@ def main(call: Invocation) -> None:
 
     emit("report", 0, 1)
     config, day = call.config, call.date
-    parts = {name: runs.read(config, day, name) for name in ("summary", "evaluate", "train", "register", "promote")}
+    parts = {name: runs.read(config, day, name) for name in ("summary", "evaluate", "train", "register", "gate", "promote")}
     recommender = Recommender.open(config, parts["summary"]["index"]["generation"])
     answers = [recommender.recommend(user, PRODUCTS) for user in sample_users(recommender)[:USERS]]
     path = runs.run_dir(config, day) / "report.html"

@@ -31,17 +31,25 @@ def save(config: Config, day: date, name: str, value: Any) -> Path:
     return path
 
 
+def find(config: Config, day: date, name: str) -> dict[str, Any] | None:
+    """What the job ``name`` kept for ``day``; None if it did not run."""
+    path = run_dir(config, day) / f"{name}.json"
+    if not path.is_file():
+        return None
+    loaded: dict[str, Any] = json.loads(path.read_text())
+    return loaded
+
+
 def read(config: Config, day: date, name: str) -> dict[str, Any]:
     """What the job ``name`` kept for ``day``.
 
     Raises:
         JobError: it did not run for that day.
     """
-    path = run_dir(config, day) / f"{name}.json"
-    if not path.is_file():
-        raise JobError(f"{path}: not found; run python -m jobs.{name} --date {day} first")
-    loaded: dict[str, Any] = json.loads(path.read_text())
-    return loaded
+    found = find(config, day, name)
+    if found is None:
+        raise JobError(f"{run_dir(config, day) / f'{name}.json'}: not found; run python -m jobs.{name} --date {day} first")
+    return found
 
 
 def supersede(config: Config, day: date, lineage: str) -> None:
@@ -57,5 +65,5 @@ def supersede(config: Config, day: date, lineage: str) -> None:
     folder = run_dir(config, day)
     path = folder / "evaluate.json"
     if path.is_file() and json.loads(path.read_text()).get("lineage") != lineage:
-        for name in ("report.html", "summary.json", "publish.json", "promote.json", "register.json", "evaluate.json"):
+        for name in ("report.html", "summary.json", "promote.json", "index.json", "gate.json", "register.json", "evaluate.json"):
             (folder / name).unlink(missing_ok=True)

@@ -31,7 +31,7 @@ def summarise(config: Config, day: date) -> dict[str, Any]:
         JobError: a job of the run did not finish: its name is in the message.
     """
     evaluation, train = runs.read(config, day, "evaluate"), runs.read(config, day, "train")
-    registered, promoted, published = (runs.read(config, day, name) for name in ("register", "promote", "publish"))
+    registered, promoted, index = (runs.read(config, day, name) for name in ("register", "promote", "index"))
     stages = _stages(config, day, train)
     sid, churn = evaluation["sid"], evaluation["churn"]
     return {
@@ -50,7 +50,7 @@ def summarise(config: Config, day: date) -> dict[str, Any]:
             "version": str(registered["version"]),
             "alias": registry.CHAMPION if promoted["promoted"] else registry.CHALLENGER,
         },
-        "index": {name: published["index"][name] for name in ("generation", "items", "path")},
+        "index": {name: index["index"][name] for name in ("generation", "items", "path")},
         "seconds": stages["seconds"],
         "peak_rss_bytes": stages["peak_rss_bytes"],
     }

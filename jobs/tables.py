@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -14,6 +14,7 @@ from jobs.lake import STAGING, Lake
 if TYPE_CHECKING:
     from dig_models.index.diff import Difference
     from dig_models.index.generation import Shown
+    from jobs.promotion import Entry
     from jobs.recommend import Answer
 
 HISTORY_SHOWN = 6
@@ -87,6 +88,15 @@ def generation_table(shown: Shown) -> Table:
     }
     for key, value in rows.items():
         table.add_row(key, value)
+    return table
+
+
+def promotion_table(entries: Sequence[Entry]) -> Table:
+    """The promotion log, oldest first."""
+    table = plain_table("when", "what", "outcome", "version", "generation", "who", "why")
+    for e in entries:
+        version = f"{e.before.version or '-'} → {e.after.version}"
+        table.add_row(e.at, e.action, e.outcome, version, e.after.generation, Text(e.who), Text(e.message or e.reason))
     return table
 
 

@@ -42,7 +42,7 @@ class IndexCorrupt(ValueError):
     def __init__(self, generation: str, file: str, *, expected: str, found: str) -> None:
         super().__init__(
             f"index generation {generation}, file {file}: expected {expected}, found {found}; nothing was changed: "
-            "publish the day again, or switch back to another generation"
+            "build the day again (python -m jobs.index), or roll back"
         )
 
 
@@ -150,6 +150,16 @@ def id_date(generation: str) -> date:
     return date.fromisoformat(match["date"])
 
 
+def id_version(generation: str) -> str:
+    """The model version that an id names.
+
+    Raises:
+        IndexMissing: it is not a generation id.
+    """
+    id_date(generation)
+    return generation[len("0000-00-00-v") : -11]
+
+
 def generation_dir(root: Path, generation: str) -> Path:
     """Folder of a generation.
 
@@ -200,7 +210,7 @@ def require_current(root: Path) -> str:
     found = current(root)
     if found is None:
         raise IndexMissing(
-            f"{root}: no index was published yet (there is no {CURRENT}); run `make retrain`, or python -m jobs.publish --date D"
+            f"{root}: no index was published yet (there is no {CURRENT}); run `make retrain`, or python -m jobs.promote --date D"
         )
     return found
 

@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import shutil
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date
@@ -236,14 +237,14 @@ def switch(root: Path, generation: str) -> None:
     reached("index.switched")
 
 
-def retain(root: Path, keep: int) -> list[str]:
-    """Remove all but the newest ``keep`` generations; never the current one nor the one before it.
+def retain(root: Path, keep: int, also: Collection[str] = ()) -> list[str]:
+    """Remove all but the newest ``keep`` generations; never the current one, the one before it, nor those in ``also``.
 
     Returns:
         Ids that were removed.
     """
     now = g.current(root)
-    kept = set(g.generations(root)[-keep:])
+    kept = {*g.generations(root)[-keep:], *also}
     if now is not None:
         kept |= {now, g.read_manifest(root, now).previous or now}
     gone = [generation for generation in g.generations(root) if generation not in kept]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dig_models.bundle import load_bundle
-from jobs import promote, registry, runs
+from jobs import gate, registry, runs
 from jobs.entry import JobError
 from jobs.evaluate import evaluate
 from jobs.register import register
@@ -82,7 +82,8 @@ def test_a_model_is_registered_promoted_and_fetched_through_a_server(server, tmp
     assert isinstance(ref.version, str)
     assert register(config, ew.DAY) == (ref, False)
     runs.save(config, ew.DAY, "register", {"version": ref.version})
-    assert promote.promote(config, ew.DAY)["outcome"] == "promoted"
+    assert gate.verdict(config, ew.DAY)["outcome"] == "passed"
+    registry.set_alias(config, registry.CHAMPION, "1")
     champion = registry.find(config, registry.CHAMPION)
     assert champion.version == ref.version
     fetched = registry.fetch(config, champion)
@@ -95,5 +96,5 @@ def test_a_model_is_registered_promoted_and_fetched_through_a_server(server, tmp
 def test_a_server_that_does_not_answer_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     config = ew.settings(tmp_path, f"mlflow.tracking_uri=http://127.0.0.1:{free_port()}")
-    with pytest.raises(JobError, match=r"registry http://127\.0\.0\.1"):
+    with pytest.raises(JobError, match=r"http://127\.0\.0\.1:\d+: registry does not answer"):
         registry.find(config, registry.CHAMPION)

@@ -1,4 +1,4 @@
-"""From a trained model to the report through the jobs' own command lines: evaluate, register, promote, publish, summary, report."""
+"""From a trained model to the report through the jobs' own command lines: evaluate, register, gate, index, promote, summary, report."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import pytest
 import yaml
 
 from dig_models.features import hash_id
-from jobs import evaluate, promote, publish, register, registry, report, runs, summary
+from jobs import evaluate, gate, index, promote, promotion, register, registry, report, runs, summary
 from jobs.config import CONF_DIR
 from jobs.entry import run
 from tests.jobs import evaluation_world as ew
 
 pytestmark = pytest.mark.slow
-STEPS = {"evaluate": evaluate, "register": register, "promote": promote, "publish": publish, "summary": summary, "report": report}
+STEPS = {
+    **{"evaluate": evaluate, "register": register, "gate": gate},
+    **{"index": index, "promote": promote, "summary": summary, "report": report},
+}
 CURVES = {"curves": {"steps": [{"step": 1, "rank": 0.5}], "epochs": [{"epoch": 0, "rank_exposed_auc": 0.7}]}}
 TRAIN = {"steps": 9, "examples": 999, "ancestor": None, "examples_per_s": 9.0, "wait_share": 0.1, "seconds": 3.0, "peak_rss_bytes": 10**9}
 GATE = {
@@ -70,16 +73,34 @@ def test_every_step_runs_and_a_second_time_gives_the_same_version_and_generation
     assert "https:" not in html
 
 
-def test_the_champion_promoted_again_is_not_judged_anew_and_nothing_moves(released):
+def test_the_champion_judged_and_promoted_again_stays_and_nothing_moves(released):
     world, settings = released
+    champion, log = registry.find(world.config, registry.CHAMPION), promotion.entries(index.index_root(world.config))
+    assert step("gate", settings, "--set", "gate.min_auc=1.01") == 0
+    assert runs.read(world.config, ew.DAY, "gate")["outcome"] == "champion"
     assert step("promote", settings) == 0
-    champion = registry.find(world.config, registry.CHAMPION)
-    assert step("promote", settings, "--set", "gate.min_auc=1.01") == 0
-    assert runs.read(world.config, ew.DAY, "promote")["outcome"] == "champion"
     assert registry.find(world.config, registry.CHAMPION) == champion
+    assert promotion.entries(index.index_root(world.config)) == log
+    assert [entry.reason for entry in log] == ["passed the gate"]
 
 
-@pytest.mark.parametrize("name", ["evaluate", "register", "promote", "summary", "report"])
+def test_a_version_can_be_promoted_by_number_and_by_generation_but_not_without_a_reason(released, caplog):
+    world, settings = released
+    ways = (["--version", "1"], ["--generation", promotion.in_force(world.config).generation])
+    for way in ways:
+        assert run("promote", promote.main, ["--config", str(settings), *way], dated=False, options=promote._options) == 2
+        assert "--reason is required" in caplog.text
+        more = ["--reason", "because", "--who", "ann"]
+        assert run("promote", promote.main, ["--config", str(settings), *way, *more], dated=False, options=promote._options) == 0
+    assert run("promote", promote.main, ["--config", str(settings), "--rollback", *more], dated=False, options=promote._options) == 2
+    assert "nothing to roll back to" in caplog.text
+    assert run("promote", promote.main, ["--config", str(settings), "--version", "7", *more], dated=False, options=promote._options) == 2
+    assert "has no version '7'" in caplog.text
+    assert run("promote", promote.main, ["--config", str(settings)], dated=False, options=promote._options) == 2
+    assert "give just one of --date D, --version N, --generation ID, --rollback" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["evaluate", "register", "gate", "promote", "summary", "report"])
 def test_a_step_out_of_turn_says_what_to_run_first(name, tmp_path, caplog):
     settings = tmp_path / "place.yaml"
     settings.write_text(yaml.safe_dump({"dataset": {"name": "complete_journey"}, "paths": {"home": str(tmp_path / "home")}}))

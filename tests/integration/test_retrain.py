@@ -23,7 +23,11 @@ PROJECT = Path(__file__).resolve().parents[2]
 D = date(2024, 3, 28)
 NEXT = D + timedelta(days=1)
 TABLES = ("interactions", "requests", "offers", "items", "users", "item_daily", "item_features", "u2i_daily", "u2i_crosses", "examples")
-STAGES = ["ingest", "item_features", "u2i_crosses", "examples", "train", "evaluate", "register", "promote", "publish", "summary", "report"]
+STAGES = [
+    *("ingest", "item_features", "u2i_crosses", "examples", "sweep"),
+    *("train", "evaluate", "register", "gate"),
+    *("index", "promote", "summary", "report"),
+]
 PLACE = {
     "dataset": {"name": "tiny", "sampling": {"exposed_negative_rate": 1.0}},
     "spark": {"master": "local[2]", "driver_memory": "1g", "shuffle_partitions": 2},
@@ -120,12 +124,12 @@ def next_day(world: World, again: Outcome) -> Outcome:
 
 def test_a_refused_model_fails_the_run_and_moves_nothing(refused: Outcome) -> None:
     assert refused.status == 1
-    assert refused.told.startswith("task promote of dig_retrain failed: ")
+    assert refused.told.startswith("task gate of dig_retrain failed: ")
     assert "1.01" in refused.told
-    assert refused.told.rstrip().endswith("promote.log")
+    assert refused.told.rstrip().endswith("gate.log")
     assert refused.champion is None
     assert refused.generation is None
-    assert not {"publish", "summary"} & set(refused.records)
+    assert not {"index", "promote", "summary"} & set(refused.records)
 
 
 def test_the_first_run_fills_the_window_of_the_date(world: World, refused: Outcome) -> None:

@@ -204,7 +204,7 @@ def test_a_champion_that_this_code_cannot_load_is_named_but_not_compared(world, 
 
 def test_what_later_jobs_kept_of_another_model_goes_and_of_the_same_one_stays(tmp_path):
     config = load("conf/local.yaml", [f"paths.home={tmp_path}"], {})
-    later = ("register", "promote", "publish", "summary")
+    later = ("register", "gate", "index", "promote", "summary")
     runs.save(config, ew.DAY, "evaluate", {"lineage": "one"})
     for name in later:
         runs.save(config, ew.DAY, name, {})

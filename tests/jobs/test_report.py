@@ -73,8 +73,9 @@ PARTS = {
     "evaluate": EVALUATION,
     "train": TRAIN,
     "register": {"name": "dig", "version": "4", "tags": {"lineage": "a" * 64, "code": "beef"}},
-    "promote": {"promoted": True, "compared": False, "message": "version 4 is champion", "rules": [RULE]},
-    "publish": {"index": {"generation": "2017-11-15-x", "items": 10, "users": 3, "path": "/p"}},
+    "gate": {"passed": True, "compared": False, "message": "version 4 passes the gate", "rules": [RULE]},
+    "promote": {"promoted": True, "message": "version 4 is champion and serves generation 2017-11-15-x"},
+    "index": {"index": {"generation": "2017-11-15-x", "items": 10, "users": 3, "path": "/p"}},
 }
 SUMMARY_KEYS = {
     "": {"date", "dataset", "examples", "ranking", "retrieval", "sid", "model", "index", "seconds", "peak_rss_bytes"},
@@ -131,8 +132,8 @@ def test_stage_times_and_memory_come_from_the_run_or_else_from_training(config):
 
 
 def test_a_run_that_did_not_finish_has_no_summary(config):
-    (runs.run_dir(config, ew.DAY) / "publish.json").unlink()
-    with pytest.raises(JobError, match=r"publish\.json: not found; run python -m jobs\.publish"):
+    (runs.run_dir(config, ew.DAY) / "index.json").unlink()
+    with pytest.raises(JobError, match=r"index\.json: not found; run python -m jobs\.index"):
         summarise(config, ew.DAY)
 
 
@@ -192,7 +193,7 @@ def test_a_run_in_the_acceptance_period_says_so_and_others_do_not(config):
 
 def test_figures_that_could_not_be_measured_are_dashes(config):
     ranking = RANKING | {"auc": None, "auc_ci": [None, None], "calibration": None}
-    html = page(config, evaluate={"ranking": ranking}, promote={"rules": [RULE | {"value": None, "passed": False}]})
+    html = page(config, evaluate={"ranking": ranking}, gate={"rules": [RULE | {"value": None, "passed": False}]})
     assert "—" in html
     assert "failed" in html
 

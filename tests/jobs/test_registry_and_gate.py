@@ -1,4 +1,4 @@
-"""Registry, registration and promotion against a real MLflow store (SQLite in a temporary folder)."""
+"""Registry, registration and the gate's verdict against a real MLflow store (SQLite in a temporary folder)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from dig_models.bundle import load_bundle
-from jobs import promote, registry, runs
-from jobs.entry import JobError
+from jobs import gate, registry, runs
+from jobs.entry import JobError, ServiceAway
 from jobs.evaluate import evaluate
 from jobs.register import register
 
@@ -80,6 +80,12 @@ def retrained(config, day, lineage):
     )
 
 
+def crown(config, version, day):
+    """What a promotion leaves in the registry."""
+    registry.set_alias(config, registry.CHAMPION, version)
+    registry.tag(config, version, registry.PROMOTED_ON, day.isoformat())
+
+
 def aliases(config):
     return {name: ref.version for name in ("challenger", "champion", "previous") if (ref := registry.find(config, name))}
 
@@ -127,107 +133,88 @@ def test_a_model_trained_again_must_be_evaluated_again(config):
         register(config, ew.DAY)
 
 
-def test_the_first_model_that_passes_becomes_champion_and_a_second_run_says_so(config):
+def test_a_first_model_that_passes_is_judged_by_absolute_limits_and_nothing_moves(config):
     enrol(config)
-    record = promote.promote(config, ew.DAY)
-    assert record["promoted"]
-    assert record["outcome"] == "promoted"
-    assert not record["compared"]
-    assert aliases(config) == {"challenger": "1", "champion": "1"}
-    assert registry.find(config, "champion").tags["promoted_on"] == "2017-11-15"
-    assert promote.promote(config, ew.DAY)["outcome"] == "champion"
-    assert aliases(config) == {"challenger": "1", "champion": "1"}
+    record = gate.verdict(config, ew.DAY)
+    assert (record["outcome"], record["passed"], record["compared"]) == ("passed", True, False)
+    assert record == runs.read(config, ew.DAY, "gate")
+    assert aliases(config) == {"challenger": "1"}
+    assert registry.get(config, "1").tags["gate"] == "passed"
+    assert "promoted_on" not in registry.get(config, "1").tags
 
 
-def test_the_next_champion_makes_the_old_one_previous_and_ancestors_follow_the_date(config):
+def test_a_champion_judged_again_stays_what_it_is(config):
+    ref, _ = enrol(config)
+    gate.verdict(config, ew.DAY)
+    crown(config, ref.version, ew.DAY)
+    assert gate.verdict(config, ew.DAY)["outcome"] == "champion"
+    assert registry.get(config, ref.version).tags["gate"] == "passed"
+
+
+def test_the_next_model_is_compared_with_the_champion_and_ancestors_follow_the_date(config):
     enrol(config)
-    promote.promote(config, ew.DAY)
+    crown(config, "1", ew.DAY)
     later = date(2017, 11, 16)
     retrained(config, later, "b" * 64)
     enrol(config, later)
-    assert promote.promote(config, later)["compared"]
-    assert aliases(config) == {"challenger": "2", "champion": "2", "previous": "1"}
+    assert gate.verdict(config, later)["compared"]
     assert registry.ancestor(config, ew.DAY) is None
     assert registry.ancestor(config, later).version == "1"
+    crown(config, "2", later)
     assert registry.ancestor(config, date(2017, 11, 20)).version == "2"
+    registry.tag(config, "2", registry.WITHDRAWN, ew.DAY.isoformat())
+    assert registry.ancestor(config, date(2017, 11, 20)).version == "1"
 
 
 def test_a_failed_gate_names_figure_and_limit_and_moves_nothing(config):
     enrol(config)
-    promote.promote(config, ew.DAY)
+    crown(config, "1", ew.DAY)
     later = date(2017, 11, 16)
     retrained(config, later, "b" * 64)
     enrol(config, later)
     strict = config.model_copy(update={"gate": config.gate.model_copy(update={"max_collision_rate": 0.0001, "min_items": 81})})
     with pytest.raises(JobError, match=r"SID collision rate is 0\.\d+, expected at most 0\.0001 .*items in the catalogue is 80"):
-        promote.promote(strict, later)
+        gate.verdict(strict, later)
     assert aliases(config) == {"challenger": "2", "champion": "1"}
-    record = runs.read(config, later, "promote")
-    assert not record["promoted"]
+    record = runs.read(config, later, "gate")
+    assert not record["passed"]
     assert [rule["key"] for rule in record["rules"] if not rule["passed"]] == ["max_collision_rate", "min_items"]
-    assert registry.ancestor(config, date(2017, 11, 20)).version == "1"
+    assert registry.get(config, "2").tags["gate"] == "refused"
+    assert gate.verdict(config, later)["passed"], "another limit, another verdict"
+    assert registry.get(config, "2").tags["gate"] == "passed"
 
 
 def test_a_first_model_that_fails_leaves_no_champion(config):
     enrol(config)
     strict = config.model_copy(update={"gate": config.gate.model_copy(update={"min_auc": 1.01})})
     with pytest.raises(JobError, match="still no champion"):
-        promote.promote(strict, ew.DAY)
+        gate.verdict(strict, ew.DAY)
     assert aliases(config) == {"challenger": "1"}
 
 
-def test_an_earlier_date_does_not_replace_a_later_champion_unless_asked(config):
+def test_an_earlier_date_does_not_follow_a_later_champion_unless_asked(config):
     later = date(2017, 11, 16)
     retrained(config, later, "b" * 64)
     enrol(config, later)
-    promote.promote(config, later)
+    crown(config, "1", later)
     retrained(config, ew.DAY, "c" * 64)
     enrol(config)
     with pytest.raises(JobError, match="--allow-older"):
-        promote.promote(config, ew.DAY)
-    assert aliases(config)["champion"] == "1"
-    promote.promote(config, ew.DAY, allow_older=True)
-    assert aliases(config) == {"challenger": "2", "champion": "2", "previous": "1"}
-
-
-def test_training_does_not_start_from_a_version_that_was_stepped_back_from(config):
-    enrol(config)
-    promote.promote(config, ew.DAY)
-    later, next_day = date(2017, 11, 16), date(2017, 11, 17)
-    retrained(config, later, "b" * 64)
-    enrol(config, later)
-    promote.promote(config, later)
-    retrained(config, ew.DAY, "a" * 64)
-    enrol(config)
-    promote.promote(config, ew.DAY, allow_older=True)
-    assert aliases(config)["champion"] == "1"
-    assert registry.get(config, "2").tags["withdrawn"] == "2017-11-15"
-    assert registry.ancestor(config, next_day).version == "1"
-    shutil.rmtree(Path(config.paths.at("checkpoints")) / later.isoformat())
-    retrained(config, later, "b" * 64)
-    enrol(config, later)
-    promote.promote(config, later)
-    assert registry.ancestor(config, next_day).version == "2"
+        gate.verdict(config, ew.DAY)
+    assert gate.verdict(config, ew.DAY, allow_older=True)["passed"]
 
 
 def test_figures_compared_with_another_champion_are_refused(config):
     enrol(config)
-    promote.promote(config, ew.DAY)
+    crown(config, "1", ew.DAY)
     later = date(2017, 11, 16)
     retrained(config, later, "b" * 64)
     stale = runs.read(config, later, "evaluate") | {"champion": None, "churn": None}
     runs.save(config, later, "evaluate", stale)
     enrol(config, later)
     with pytest.raises(JobError, match=r"champion is version 1.*compares with none.*jobs\.evaluate"):
-        promote.promote(config, later)
+        gate.verdict(config, later)
     assert aliases(config)["champion"] == "1"
-
-
-def test_promotion_cut_short_before_the_tag_is_finished_by_the_next_attempt(config):
-    ref, _ = enrol(config)
-    registry.set_alias(config, registry.CHAMPION, ref.version)
-    assert promote.promote(config, ew.DAY)["outcome"] == "champion"
-    assert registry.find(config, "champion").tags["promoted_on"] == "2017-11-15"
 
 
 def test_aliases_are_lower_case(config):
@@ -235,9 +222,16 @@ def test_aliases_are_lower_case(config):
         registry.set_alias(config, "Champion", "1")
 
 
+def test_a_server_that_is_not_there_can_be_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = ew.settings(tmp_path, "mlflow.tracking_uri=http://127.0.0.1:9")
+    with pytest.raises(ServiceAway, match=r"http://127\.0\.0\.1:9: registry does not answer"):
+        registry.find(away, registry.CHAMPION)
+
+
 def test_a_version_that_is_not_there_is_named(config):
     enrol(config)
     with pytest.raises(JobError, match="no version '9'"):
         registry.get(config, "9")
     with pytest.raises(JobError, match=r"jobs\.register"):
-        promote.promote(config, date(2017, 11, 20))
+        gate.verdict(config, date(2017, 11, 20))

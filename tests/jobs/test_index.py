@@ -1,4 +1,4 @@
-"""Publishing and answering on a lake and a bundle of real shape; the registry's answer is given."""
+"""Index generations and answers on a lake and a bundle of real shape; the registry's answer is given."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from dig_models.bundle import items_to_arrow, save_bundle
 from dig_models.features import hash_id
 from dig_models.index import generation as g
 from dig_models.index.reader import IndexReader
-from jobs import publish as job
+from dig_models.index.writer import switch
+from jobs import index as job
 from jobs import registry, runs
 from jobs.config import Config, load
 from jobs.entry import JobError, run
@@ -86,27 +87,48 @@ def world(trained: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wo
 
 def main(world: World, *options: str) -> int:
     sets = [f"--set=paths.{name}={world.config.paths.at(name)}" for name in ("lake", "index", "runs")]  # type: ignore[arg-type]
-    return run("publish", job.main, [*options, *sets], options=job._options)
+    return run("index", job.main, [*options, *sets], options=job._options)
+
+
+def publish(world: World, day: date = DAY, config: Config | None = None) -> job.Built:
+    """Build the generation of a day with the champion and make it current, as a promotion does in the end."""
+    config = config or world.config
+    done = job.build_index(config, day, job.chosen(config, day, None))
+    switch(job.index_root(config), done.generation)
+    return done
 
 
 def tree(root: Path) -> dict[str, str]:
     return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
-def test_a_publish_serves_the_catalogue_of_its_day(world: World) -> None:
+def test_a_generation_holds_the_catalogue_of_its_day_and_serves_nothing_yet(world: World) -> None:
     assert main(world, "--date", "2017-11-16") == 0
+    assert g.current(world.root) is None
+    kept = runs.read(world.config, DAY + timedelta(days=1), "index")
+    switch(world.root, kept["index"]["generation"])
     reader = IndexReader.open(world.root)
     assert reader.manifest.date == DAY + timedelta(days=1)
     assert reader.item_row("cold") and not reader.item_row("i0")
-    kept = runs.read(world.config, DAY + timedelta(days=1), "publish")
-    assert kept["index"]["generation"] == g.current(world.root) == reader.manifest.id
+    assert kept["index"]["generation"] == reader.manifest.id
     assert kept["index"]["items"] == len(ITEMS) - 1
     assert Path(kept["index"]["path"]).is_dir()
-    assert kept["model"] == {"name": "dig", "version": "1", "alias": "champion"}
+    assert kept["model"] == {"name": "dig", "version": "1"}
     assert {"collision_rate", "levels", "churn"} <= kept["sid"].keys()
 
 
-def test_publishing_again_changes_no_byte(world: World) -> None:
+def test_the_version_that_passed_the_gate_of_the_day_goes_before_the_champion(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    refs = {version: replace(world.champion, version=version) for version in ("1", "2", "3")}  # type: ignore[type-var]
+    monkeypatch.setattr(registry, "get", lambda config, version: refs[version])
+    assert job.chosen(world.config, DAY, None).version == "1"
+    runs.save(world.config, DAY, "gate", {"version": "2", "passed": False})
+    assert job.chosen(world.config, DAY, None).version == "1"
+    runs.save(world.config, DAY, "gate", {"version": "2", "passed": True})
+    assert job.chosen(world.config, DAY, None).version == "2"
+    assert job.chosen(world.config, DAY, "3").version == "3"
+
+
+def test_building_again_changes_no_byte(world: World) -> None:
     assert main(world, "--date", "2017-11-15") == 0
     before = tree(world.root), tree(Path(world.config.paths.at("runs")))
     assert main(world, "--date", "2017-11-15") == 0
@@ -121,32 +143,32 @@ def test_no_champion_yet_is_said_clearly(world: World, caplog: pytest.LogCapture
 
 
 def test_a_day_older_than_current_is_refused(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    assert main(world, "--date", "2017-11-16") == 0
+    publish(world, DAY + timedelta(days=1))
     before = tree(world.root)
     assert main(world, "--date", "2017-11-15") == 2
     assert "serves 2017-11-16, a later day; a backfill leaves it alone" in caplog.text
     assert tree(world.root) == before
     assert main(world, "--date", "2017-11-15", "--allow-older") == 0
-    assert IndexReader.open(world.root).date == DAY
+    assert [g.id_date(generation) for generation in g.generations(world.root)] == [DAY, DAY + timedelta(days=1)]
 
 
 def test_a_day_before_the_one_the_champion_was_trained_for_is_refused(world: World) -> None:
     world.champion = replace(world.champion, tags={"date": "2017-11-20"})  # type: ignore[type-var]
     with pytest.raises(JobError, match="was trained for 2017-11-20, a later day"):
-        job.publish(world.config, DAY)
+        publish(world)
 
 
 def test_the_guard_holds_even_if_current_is_corrupt(world: World) -> None:
-    later = job.publish(world.config, DAY + timedelta(days=1)).generation
+    later = publish(world, DAY + timedelta(days=1)).generation
     (world.root / g.GENERATIONS / later / g.MANIFEST).write_text("{")
     with pytest.raises(JobError, match="a later day"):
-        job.publish(world.config, DAY)
+        publish(world)
     assert g.current(world.root) == later
 
 
 @pytest.mark.parametrize("table", ["item_features", "user_state", "cross_arrays"])
 def test_a_day_that_was_not_built_is_said_clearly(world: World, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = job.publish(world.config, DAY).generation
+    first = publish(world).generation
     whole = Lake.require
 
     def without(self: Lake, name: str, days: object) -> object:
@@ -155,19 +177,19 @@ def test_a_day_that_was_not_built_is_said_clearly(world: World, table: str, monk
 
     monkeypatch.setattr(Lake, "require", without)
     with pytest.raises(MissingPartition, match=table):
-        job.publish(world.config, DAY + timedelta(days=1))
+        publish(world, DAY + timedelta(days=1))
     assert g.current(world.root) == first
 
 
 def test_a_model_of_other_features_is_refused(world: World) -> None:
     dataset = world.config.dataset.model_copy(update={"user_fields": world.config.dataset.user_fields[:-1]})
     with pytest.raises(ValueError, match="feature spec"):
-        job.publish(world.config.model_copy(update={"dataset": dataset}), DAY)
+        publish(world, DAY, world.config.model_copy(update={"dataset": dataset}))
     assert g.current(world.root) is None
 
 
 def test_a_damaged_champion_is_named_and_current_stays(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    first = job.publish(world.config, DAY).generation
+    first = publish(world).generation
     damaged = tmp_path / "damaged"
     shutil.copytree(world.bundle, damaged)
     (damaged / "model.safetensors").write_bytes(b"x")
@@ -178,7 +200,7 @@ def test_a_damaged_champion_is_named_and_current_stays(world: World, tmp_path: P
 
 
 def test_a_generation_that_fails_its_check_never_becomes_current(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = job.publish(world.config, DAY).generation
+    first = publish(world).generation
     real = job.build
 
     def damaged(root: Path, release: object) -> str:
@@ -188,27 +210,6 @@ def test_a_generation_that_fails_its_check_never_becomes_current(world: World, m
 
     monkeypatch.setattr(job, "build", damaged)
     assert main(world, "--date", "2017-11-16") == 2
-    assert g.current(world.root) == first
-
-
-def test_only_so_many_generations_are_kept(world: World) -> None:
-    config = world.config.model_copy(update={"index": world.config.index.model_copy(update={"keep": 2})})
-    ids = []
-    for version in ("11", "12", "13"):
-        world.train(int(version), version)
-        ids.append(job.publish(config, DAY).generation)
-    assert g.generations(world.root) == ids[1:]
-
-
-def test_rollback_verifies_and_switches(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    first = job.publish(world.config, DAY).generation
-    second = job.publish(world.config, DAY + timedelta(days=1)).generation
-    assert main(world, "--date", "2017-11-16", "--generation", first) == 2
-    assert "give the date it serves" in caplog.text
-    assert main(world, "--date", "2017-11-15", "--generation", first) == 0
-    assert g.current(world.root) == first
-    (world.root / g.GENERATIONS / second / g.ITEM_TO_SID).write_bytes(b"PAR1")
-    assert main(world, "--date", "2017-11-16", "--generation", second) == 2
     assert g.current(world.root) == first
 
 
@@ -222,7 +223,7 @@ def test_an_index_on_an_object_store_is_refused(world: World) -> None:
 
 
 def test_recommended_products_are_real_ordered_and_named(world: World) -> None:
-    generation = job.publish(world.config, DAY).generation
+    generation = publish(world).generation
     answer = recommend(world.config, "u3", 7)
     assert (answer.generation, answer.model_version, answer.known, answer.note) == (generation, "1", True, "")
     assert [i.place for i in answer.items] == list(range(1, 8))
@@ -234,7 +235,7 @@ def test_recommended_products_are_real_ordered_and_named(world: World) -> None:
 
 
 def test_an_unknown_user_gets_products_and_is_told_why_these(world: World) -> None:
-    job.publish(world.config, DAY)
+    publish(world)
     answer, again = (recommend(world.config, user, 5) for user in ("nobody", "nobody else"))
     assert not answer.known and "no history of this user" in answer.note
     assert len(answer.items) == 5 and answer.history == ()
@@ -242,14 +243,14 @@ def test_an_unknown_user_gets_products_and_is_told_why_these(world: World) -> No
 
 
 def test_more_products_than_there_are_gives_what_can_be_reached(world: World) -> None:
-    job.publish(world.config, DAY)
+    publish(world)
     assert 0 < len(recommend(world.config, "u1", 1000).items) <= len(ITEMS)
     with pytest.raises(JobError, match="expected at least 1"):
         recommend(world.config, "u1", 0)
 
 
 def test_products_bought_before_can_be_left_out(world: World) -> None:
-    job.publish(world.config, DAY)
+    publish(world)
     serving = Recommender.open(world.config)
     state, row = serving.reader.state, serving.reader.user_row("u2")
     assert row is not None
@@ -259,7 +260,7 @@ def test_products_bought_before_can_be_left_out(world: World) -> None:
 
 
 def test_rank_agrees_with_the_order_of_recommend(world: World) -> None:
-    job.publish(world.config, DAY)
+    publish(world)
     serving = Recommender.open(world.config)
     recommended = serving.recommend("u4", 6)
     ranked = serving.rank("u4", sorted(i.item_id for i in recommended.items))
@@ -269,7 +270,7 @@ def test_rank_agrees_with_the_order_of_recommend(world: World) -> None:
 
 
 def test_unknown_items_are_listed(world: World) -> None:
-    job.publish(world.config, DAY)
+    publish(world)
     with pytest.raises(JobError, match=r"rank: 2 of 3 items are not in the catalogue of index generation .*: nope, neither;"):
         rank(world.config, "u1", ["nope", "i3", "neither"])
     with pytest.raises(JobError, match="no items given"):
@@ -282,7 +283,7 @@ def test_an_answer_without_an_index_says_what_to_do(world: World) -> None:
 
 
 def test_an_answer_from_a_corrupt_index_names_the_file(world: World) -> None:
-    generation = job.publish(world.config, DAY).generation
+    generation = publish(world).generation
     path = world.root / g.GENERATIONS / generation / g.TRIE / "token1.npy"
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(JobError, match=r"file trie/token1\.npy: expected \d+ bytes"):
@@ -301,7 +302,7 @@ def test_a_user_whose_history_is_outside_the_catalogue_is_answered(world: World,
     with lake.stage_files("cross_arrays", day) as stage:
         synthetic.write_crosses(stage.path, spec, items, USERS, day)
         stage.commit(rows=1, job="test", code="", config="", inputs={})
-    job.publish(world.config, day)
+    publish(world, day)
     answer = recommend(world.config, "u0", 3)
     assert answer.known and answer.history == () and len(answer.items) == 3
 
@@ -319,12 +320,12 @@ def make_state(world: World) -> Callable[[str], pa.Table]:
 
 
 @pytest.mark.slow
-def test_the_champion_of_a_real_registry_is_published(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_champion_of_a_real_registry_is_indexed(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     paths = world.config.paths.model_copy(update={"home": str(tmp_path / "home"), "lake": world.config.paths.at("lake")})
     config = world.config.model_copy(update={"paths": paths})
     with pytest.raises(JobError, match="has no champion"):
-        job.publish(config, DAY)
+        publish(world, DAY, config)
     store = registry.client(config)
     run_id = store.create_run(registry.experiment_id(config)).info.run_id
     store.log_artifacts(run_id, str(world.bundle), "model/artifacts/bundle")
@@ -332,6 +333,6 @@ def test_the_champion_of_a_real_registry_is_published(world: World, tmp_path: Pa
     source = f"{store.get_run(run_id).info.artifact_uri}/model"
     store.create_model_version(config.mlflow.model_name, source, run_id, tags={"date": DAY.isoformat(), "lineage": "l"})
     registry.set_alias(config, registry.CHAMPION, "1")
-    done = job.publish(config, DAY)
+    done = publish(world, DAY, config)
     assert done.generation.startswith("2017-11-15-v1-")
     assert json.loads((job.index_root(config) / g.GENERATIONS / done.generation / g.MANIFEST).read_text())["model_version"] == "1"

@@ -1,0 +1,115 @@
+"""What each job reads and writes: the first lines of every task's log, and its OpenLineage events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from dags.spans import Span
+from jobs.config import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Touched:
+    """One thing that a task reads or writes.
+
+    Attributes:
+        place: where, such as ``lake``; the namespace of its OpenLineage name is ``dig://<place>``.
+        name: which, such as ``interactions``.
+        what: days or version, in words.
+    """
+
+    place: str
+    name: str
+    what: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.place}/{self.name}" + (f" ({self.what})" if self.what else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """What a task reads and writes."""
+
+    reads: tuple[Touched, ...]
+    writes: tuple[Touched, ...]
+
+    def lines(self) -> list[str]:
+        """Two lines for the log."""
+        return [f"{verb}: {', '.join(map(str, things)) or 'nothing'}" for verb, things in (("reads", self.reads), ("writes", self.writes))]
+
+
+def _days(first: date, last: date) -> str:
+    return str(last) if first == last else f"{first}..{last}"
+
+
+def _lake(first: date, last: date, *tables: str) -> tuple[Touched, ...]:
+    return tuple(Touched(place="lake", name=table, what=_days(first, last)) for table in tables)
+
+
+def of_features(job: str, span: Span, config: Config) -> Lineage:
+    """What a feature job reads and writes for the days of a run; a day that is up to date is left alone."""
+    dataset = config.dataset
+    back = max(*dataset.u2i.windows, dataset.catalogue.window_days) - 1
+    reached = max(span.catalogue - timedelta(days=back), dataset.first_date)
+    closed = max(span.examples - timedelta(days=max(dataset.u2i.windows)), dataset.first_date)
+    told = max(span.examples - timedelta(days=dataset.history.days), dataset.first_date)
+    before = max(span.examples - timedelta(days=1), dataset.first_date)
+    events, last = (span.events, span.last), span.last
+    shown = (span.examples, last)
+    ingest = Lineage(
+        reads=(Touched(place="source", name=dataset.name, what=_days(*events)),),
+        writes=_lake(*events, "interactions", "requests") + _lake(*shown, "offers", "items", "users"),
+    )
+    item_features = Lineage(
+        reads=_lake(*events, "interactions") + _lake(reached, last, "item_daily") + _lake(span.catalogue, last, "items"),
+        writes=_lake(*events, "item_daily") + _lake(span.catalogue, last, "item_features"),
+    )
+    u2i_crosses = Lineage(
+        reads=_lake(*events, "interactions", "items") + _lake(closed, last, "u2i_daily") + _lake(*shown, "requests"),
+        writes=_lake(*events, "u2i_daily") + _lake(*shown, "u2i_crosses") + _lake(last, last, "cross_arrays"),
+    )
+    examples = Lineage(
+        reads=_lake(*shown, "requests", "offers", "users", "u2i_crosses")
+        + _lake(told, last, "interactions")
+        + _lake(before, last, "item_features"),
+        writes=_lake(*shown, "examples") + _lake(last, last, "user_state"),
+    )
+    jobs = {"ingest": ingest, "item_features": item_features, "u2i_crosses": u2i_crosses, "examples": examples}
+    if job == "backfill":
+        every = list(jobs.values())
+        return Lineage(reads=ingest.reads, writes=tuple(thing for one in every for thing in one.writes))
+    return jobs[job]
+
+
+def of_model(job: str, day: date, config: Config) -> Lineage:
+    """What a job after the features reads and writes for a date; nothing is known of other jobs."""
+    window = config.run_window(day)
+    examples = _lake(window.train_first, window.train_last, "examples")
+    judged = _lake(window.eval_first, window.eval_last, "examples")
+    of_day = _lake(day, day, "item_features", "user_state", "cross_arrays")
+    bundle = Touched(place="checkpoints", name=f"{day}/bundle")
+    model = Touched(place="models", name=config.mlflow.model_name)
+    index = Touched(place="index", name="generations", what=str(day))
+
+    def kept(*names: str) -> tuple[Touched, ...]:
+        return tuple(Touched(place="runs", name=f"{day}/{name}") for name in names)
+
+    def champion(what: str) -> Touched:
+        return Touched(place="models", name=config.mlflow.model_name, what=what)
+
+    known = {
+        "launch": ((*examples, champion("the version that training starts from")), (bundle, *kept("train.json"))),
+        "evaluate": ((*judged, bundle, champion("champion")), kept("evaluate.json")),
+        "register": ((bundle, *kept("train.json", "evaluate.json")), (champion("a version, alias challenger"), *kept("register.json"))),
+        "gate": ((*kept("register.json", "evaluate.json"), champion("champion")), (champion("tag gate"), *kept("gate.json"))),
+        "index": ((*of_day, model, *kept("gate.json")), (index, *kept("index.json"))),
+        "promote": (
+            (*kept("index.json"), index),
+            (champion("aliases champion and previous"), Touched(place="index", name="CURRENT"), *kept("promote.json")),
+        ),
+        "summary": (kept("evaluate.json", "train.json", "register.json", "promote.json", "index.json"), kept("summary.json")),
+        "report": ((*kept("summary.json", "evaluate.json", "train.json"), index), kept("report.html")),
+    }
+    reads, writes = known.get(job, ((), ()))
+    return Lineage(reads=tuple(reads), writes=tuple(writes))
