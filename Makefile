@@ -8,10 +8,10 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 WITH_JAVA = JAVA_HOME="$$(scripts/ensure_java.sh)"
 
-.PHONY: help setup java retrain test check lint types contracts unit integration benchmarks lock clean
+.PHONY: help setup java retrain up down e2e test check lint types contracts unit integration benchmarks lock clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else f"Python 3.11 is needed, found {sys.version.split()[0]}: set PYTHON=/path/to/python3.11")'
@@ -28,6 +28,15 @@ java:
 
 retrain: setup  ## the daily run, end to end: make retrain ARGS="--date 2017-11-15"
 	@$(WITH_JAVA) $(BIN)/dig retrain $(ARGS)
+
+up: setup  ## PostgreSQL, Redis, MLflow and a real Airflow on this machine; ARGS="--set stack.airflow_port=0"
+	@$(WITH_JAVA) $(BIN)/python -m ops up $(ARGS)
+
+down: $(STAMP)  ## stop them; the data stay, unless ARGS=--purge
+	@$(BIN)/python -m ops down $(ARGS)
+
+e2e: setup  ## the daily run through the REST API of what `make up` started
+	@$(WITH_JAVA) DIG_E2E_HOME="$${DIG_E2E_HOME:-.dig}" $(BIN)/pytest tests/integration/test_live.py
 
 test: setup lint types contracts  ## every check: lint, types, import contracts, unit and integration tests
 	@$(WITH_JAVA) $(BIN)/pytest
@@ -60,4 +69,5 @@ lock:  ## write requirements.lock anew from what the environment holds
 	@mv requirements.lock.new requirements.lock
 
 clean:  ## remove what runs wrote; the virtual environment stays
+	@if [ -d .dig/stack ]; then $(BIN)/python -m ops down --set paths.home=.dig --purge; fi
 	@rm -rf .dig .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -1,0 +1,4 @@
+"""The services around the pipeline, on one machine: PostgreSQL, Redis, MLflow and a real Airflow, all on loopback.
+
+``python -m ops up`` starts them, ``down`` stops them, ``status`` says how they are, ``env`` prints what a shell needs to talk to them.
+"""
