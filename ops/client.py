@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.config import Config, load
 from ops.airflow_servers import ADMIN
 from ops.http import HttpError, request
 from ops.service import LOOPBACK, StackError
@@ -56,6 +57,11 @@ class StackClient:
     def env(self) -> dict[str, str]:
         """Environment of a process that talks to the stack."""
         return {**os.environ, **self.state.environment}
+
+    @property
+    def config(self) -> Config:
+        """Settings in force for its tasks."""
+        return load(self.state.config, environ=self.state.environment)
 
     @property
     def url(self) -> str:

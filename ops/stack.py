@@ -73,12 +73,16 @@ class Stack:
     def _running(self, state: State) -> set[str]:
         return {name for name, process in state.processes.items() if supervise.alive(process)}
 
-    def services(self, state: State) -> tuple[list[Service], dict[str, str]]:
+    def services(self, state: State, found: tuple[Path, Path] | None = None) -> tuple[list[Service], dict[str, str]]:
         """The servers in the order in which they start, and the environment that all of them get.
 
         Records in the state what their clients need.
+
+        Args:
+            state: ports and secrets.
+            found: where PostgreSQL's programs and ``redis-server`` are; by default they are looked for, and installed where possible.
         """
-        programs_of_postgres, program_of_redis = programs.databases()
+        programs_of_postgres, program_of_redis = found or programs.databases()
         database = Postgres(programs_of_postgres, Path(state.postgres), state.ports["postgres"], state.secrets["postgres"])
         cache = Redis(program_of_redis, self.folder / "redis", state.ports["redis"], state.secrets["redis"])
         registry = Mlflow(self.folder / "mlflow", state.ports["mlflow"], database, state.secrets["postgres_mlflow"])

@@ -75,7 +75,8 @@ def load_state(folder: Path) -> State | None:
     path = folder / "state.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        return State(**{**raw, "processes": {name: Started(**process) for name, process in raw["processes"].items()}})
+        processes = {name: Started(**{**process, "needs": tuple(process["needs"])}) for name, process in raw["processes"].items()}
+        return State(**{**raw, "processes": processes})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:

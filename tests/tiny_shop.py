@@ -4,10 +4,35 @@ from __future__ import annotations
 
 from datetime import date, datetime, timedelta
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 TINY_FIRST = date(2024, 3, 1)
 TINY_DAYS = 30
 TINY_USERS, TINY_ITEMS = 24, 40
+
+#: Settings under which the whole path runs in a minute or two.
+PLACE: dict[str, Any] = {
+    "dataset": {"name": "tiny", "sampling": {"exposed_negative_rate": 1.0}},
+    "spark": {"master": "local[2]", "driver_memory": "1g", "shuffle_partitions": 2},
+    "window": {"eval_days": 2, "train_days": 6, "validation_days": 1},
+    "model": {"dim": 8, "codes": 4, "encoder_hidden": 8, "experts": 2, "expert_hidden": 8},
+    "train": {"epochs": 2, "requests_per_batch": 4},
+    "evaluate": {"bootstrap": 20},
+    # Forty items and random clicks: what this gate lets through is a path, not a model.
+    "gate": {
+        "min_auc": 0.0,
+        "max_auc_loss": 1.0,
+        "min_recall_over_popularity": 0.0,
+        "min_new_recall_over_popularity": 0.0,
+        "max_recall_loss": 1.0,
+        "calibration": [0.0, 1000.0],
+        "max_collision_rate": 1.0,
+        "min_codes_used": 0.0,
+        "min_items": 1,
+    },
+}
 
 
 def tiny_rows() -> list[tuple[str, str, str, datetime, int, int, float]]:
@@ -71,3 +96,21 @@ def tiny_dataset(data: Path) -> dict[str, object]:
         "u2i": {"keys": [{"name": "item", "column": "item_id"}, {"name": "kind", "column": "kind"}], "windows": [3, 7], "shards": 2},
         "history": {"length": 5, "days": 7},
     }
+
+
+def write_tiny_place(folder: Path, data: Path, **more: Any) -> Path:
+    """Write settings of the small data set with a home of its own, ``<folder>/home``.
+
+    Args:
+        folder: an empty one.
+        data: the raw tables.
+        more: further sections.
+
+    Returns:
+        The settings file.
+    """
+    (folder / "datasets").mkdir()
+    (folder / "datasets" / "tiny.yaml").write_text(yaml.safe_dump(tiny_dataset(data), sort_keys=False))
+    conf = folder / "local.yaml"
+    conf.write_text(yaml.safe_dump({**PLACE, "paths": {"home": str(folder / "home")}, **more}))
+    return conf

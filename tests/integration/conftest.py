@@ -1,10 +1,13 @@
-"""The table of the crash tests, after all tests."""
+"""What several integration tests share: the live stack, and the table of the crash tests after all tests."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from live import live
 from rich.console import Console
+
+__all__ = ["live"]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from tiny_shop import tiny_dataset
+from tiny_shop import write_tiny_place
 
 from jobs import registry
 from jobs.config import Config, load
@@ -28,27 +27,6 @@ STAGES = [
     *("train", "evaluate", "register", "gate"),
     *("index", "promote", "summary", "report"),
 ]
-PLACE = {
-    "dataset": {"name": "tiny", "sampling": {"exposed_negative_rate": 1.0}},
-    "spark": {"master": "local[2]", "driver_memory": "1g", "shuffle_partitions": 2},
-    "window": {"eval_days": 2, "train_days": 6, "validation_days": 1},
-    "model": {"dim": 8, "codes": 4, "encoder_hidden": 8, "experts": 2, "expert_hidden": 8},
-    "train": {"epochs": 2, "requests_per_batch": 4},
-    "evaluate": {"bootstrap": 20},
-    # Forty items and random clicks: what this gate lets through is a path, not a model.
-    "gate": {
-        "min_auc": 0.0,
-        "max_auc_loss": 1.0,
-        "min_recall_over_popularity": 0.0,
-        "min_new_recall_over_popularity": 0.0,
-        "max_recall_loss": 1.0,
-        "calibration": [0.0, 1000.0],
-        "max_collision_rate": 1.0,
-        "min_codes_used": 0.0,
-        "min_items": 1,
-    },
-}
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
@@ -93,10 +71,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> World:
     folder = tmp_path_factory.mktemp("retrain")
-    (folder / "datasets").mkdir()
-    (folder / "datasets" / "tiny.yaml").write_text(yaml.safe_dump(tiny_dataset(tiny_data), sort_keys=False))
-    conf = folder / "local.yaml"
-    conf.write_text(yaml.safe_dump({**PLACE, "paths": {"home": str(folder / "home")}}))
+    conf = write_tiny_place(folder, tiny_data)
     return World(conf, load(conf, environ={}))
 
 
