@@ -1,4 +1,4 @@
-"""``python -m ops up|down|status|env``: the local stack of real servers."""
+"""``python -m ops up|down|status|env|secrets``: the local stack of real servers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.config import CONF_DIR, ConfigError, load
-from ops.environment import exports
+from ops.environment import compose_secrets, exports
 from ops.service import StackError
 from ops.stack import Stack
 
@@ -44,7 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     down.add_argument("--purge", action="store_true", help="also remove the stack's folder: databases, registry, history, secrets")
     commands.add_parser("status", parents=[shared], help="exit status 0 only if all is healthy")
     commands.add_parser("env", parents=[shared], help="export lines for a shell that talks to the stack; they hold secrets")
+    commands.add_parser("secrets", help="fresh secrets for compose.yaml, as lines of .env")
     args = parser.parse_args(argv)
+    if args.command == "secrets":
+        sys.stdout.write(compose_secrets())
+        return 0
     place = args.config or Path(os.environ.get("DIG_CONFIG") or CONF_DIR / "local.yaml")
     try:
         stack = Stack(load(place, args.set), place, args.set)

@@ -12,6 +12,7 @@ from pathlib import Path
 from jobs.layers import SETS, inherited
 from ops.programs import PROJECT
 from ops.service import LOOPBACK
+from ops.state import new_secret
 
 #: A registry that is away for two minutes heals: waits of 0, 4, 8, 16, 32 and 64 s between the tries.
 PATIENT_MLFLOW = {
@@ -55,6 +56,24 @@ def pipeline(
 
 def _before(first: str, rest: str, between: str = os.pathsep) -> str:
     return between.join([first, *(part for part in rest.split(between) if part and part != first)])
+
+
+#: Name of each secret in ``compose.yaml``.
+COMPOSE = {
+    "postgres": "POSTGRES_PASSWORD",
+    "postgres_airflow": "POSTGRES_AIRFLOW_PASSWORD",
+    "postgres_mlflow": "POSTGRES_MLFLOW_PASSWORD",
+    "redis": "REDIS_PASSWORD",
+    "admin": "AIRFLOW_ADMIN_PASSWORD",
+    "fernet": "AIRFLOW_FERNET_KEY",
+    "jwt": "AIRFLOW_JWT_SECRET",
+    "api": "AIRFLOW_API_SECRET",
+}
+
+
+def compose_secrets() -> str:
+    """Secrets for ``compose.yaml``, drawn anew, as lines of its ``.env``."""
+    return "".join(f"{name}={new_secret(secret)}\n" for secret, name in COMPOSE.items())
 
 
 def exports(environment: Mapping[str, str]) -> str:
