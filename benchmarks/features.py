@@ -40,7 +40,7 @@ def export_arrays(call: Invocation) -> None:
     """The export of the cross arrays, which ``u2i_crosses`` does last."""
     with spark_session(call.config, "cross_arrays") as spark:
         build = Build(call.config, spark, "u2i_crosses", ["jobs.u2i_crosses"], steps=1)
-        cross_arrays.export(build, call.config.run_window(call.date))
+        cross_arrays.export(build, call.date)
 
 
 JOBS: dict[str, Callable[[Invocation], None]] = {

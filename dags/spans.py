@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from typing import Any
 
 from airflow.sdk.exceptions import AirflowFailException
@@ -52,14 +52,8 @@ def feature_span(context: Mapping[str, Any], config: Config) -> Span:
         first = window.train_first
     else:
         return Span(events=last, catalogue=last, examples=last, last=last, missing=False)
-    start = config.dataset.first_date
-    return Span(
-        events=max(first - timedelta(days=config.dataset.lookback_days), start),
-        catalogue=max(first - timedelta(days=1), start),
-        examples=max(first, start + timedelta(days=1)),
-        last=last,
-        missing=True,
-    )
+    reached = config.feature_days(first, last)
+    return Span(events=reached.events, catalogue=reached.catalogue, examples=reached.examples, last=last, missing=True)
 
 
 def days(first: date, last: date) -> list[str]:

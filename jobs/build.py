@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from typing import TYPE_CHECKING
 
 from pyspark.sql import DataFrame, SparkSession
@@ -16,18 +15,17 @@ from pyspark.sql import functions as F
 from dig_models.faults import reached
 from jobs.config import Config, ConfigError
 from jobs.dates import days_between
-from jobs.lake import Inputs, Lake, code_digest
+from jobs.entry import Request
+from jobs.lake import Lake, code_digest
 from jobs.progress import emit
+from jobs.provenance import SHARED_CODE
+from jobs.reach import Reach
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
 
 log = logging.getLogger(__name__)
 BROADCAST_ROWS = 1_000_000
-SHARED_CODE = ("dig_models.features", "jobs.build", "jobs.dates", "jobs.hashing")
-"""Modules that decide the rows of every feature job."""
-InputDays = Callable[[date], Mapping[str, Sequence[date]]]
-"""Which days of which tables a day is made from."""
 
 
 @dataclass
@@ -39,7 +37,10 @@ class Build:
         job: name of the job, as progress and markers show it.
         modules: modules whose sources decide what the job writes, beside ``SHARED_CODE``.
         steps: how many tables it writes, for the progress.
-        missing: leave days alone that are up to date.
+        request: the days of each table; none by default.
+
+    Attributes:
+        built: days written so far, by table.
     """
 
     config: Config
@@ -47,50 +48,26 @@ class Build:
     job: str
     modules: Sequence[str]
     steps: int
-    missing: bool = False
+    request: Request = field(default_factory=lambda: Request(days={}))
     lake: Lake = field(init=False)
-    seconds: dict[str, float] = field(init=False, default_factory=dict)
-    _done: int = field(init=False, default=0)
-    _content: dict[tuple[str, date], str] = field(init=False, default_factory=dict)
+    reach: Reach = field(init=False)
+    built: dict[str, list[date]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.lake = Lake(self.config.paths.at("lake"))
+        self.reach = Reach(self.config, self.lake)
         self.code = code_digest(*self.modules, *SHARED_CODE)
         self.settings = self.config.dataset.rows_digest()
         emit(self.job, 0, self.steps)
 
-    @property
-    def spec_input(self) -> Inputs:
-        """Entry of a marker's inputs that carries the digest of the feature spec."""
-        return {"feature_spec": {"digest": self.config.dataset.spec().digest}}
+    def read_snapshots(self, days: Sequence[date]) -> DataFrame:
+        """Rows of the items snapshots that stand for the days, ``ds`` being the snapshot's day; see ``with_snapshot``."""
+        return self.lake.read(self.spark, "items", sorted({self.reach.snapshot(day) for day in days}))
 
-    def inputs(self, days: Mapping[str, Sequence[date]]) -> Inputs:
-        """Content digests of committed days; each marker is read once a run."""
-        found: Inputs = dict(self.spec_input)
-        for table, wanted in days.items():
-            unread = [day for day in wanted if (table, day) not in self._content]
-            for day, marker in zip(unread, self.lake.require(table, unread), strict=True):
-                self._content[table, day] = marker.content
-            found[table] = {day.isoformat(): self._content[table, day] for day in wanted}
-        return found
-
-    def snapshots(self, table: str, days: Sequence[date]) -> dict[date, date]:
-        """For each day the day of the snapshot (items, users) that stands for it: its own, else the next later one in the lake.
-
-        Snapshots need not reach as far back as events; a day with none on or after it stands for itself, and reading it says so.
-        """
-        there = self.lake.days(table)
-        at = {day: bisect_left(there, day) for day in days}
-        return {day: there[i] if i < len(there) else day for day, i in at.items()}
-
-    def read_snapshots(self, table: str, days: Sequence[date]) -> DataFrame:
-        """Rows of the snapshots that stand for the days, ``ds`` being the snapshot's day; see ``with_snapshot``."""
-        return self.lake.read(self.spark, table, sorted(set(self.snapshots(table, days).values())))
-
-    def with_snapshot(self, frame: DataFrame, table: str, days: Sequence[date]) -> DataFrame:
-        """The frame with a column ``<table>_ds``: the snapshot that stands for each row's ``ds``."""
-        pairs = [(day.isoformat(), snapshot.isoformat()) for day, snapshot in self.snapshots(table, days).items()]
-        return frame.join(F.broadcast(self.spark.createDataFrame(pairs, f"ds string, {table}_ds string")), "ds")
+    def with_snapshot(self, frame: DataFrame, days: Sequence[date]) -> DataFrame:
+        """The frame with a column ``items_ds``: the snapshot that stands for each row's ``ds``; rows of other days are dropped."""
+        pairs = [(day.isoformat(), self.reach.snapshot(day).isoformat()) for day in days]
+        return frame.join(F.broadcast(self.spark.createDataFrame(pairs, "ds string, items_ds string")), "ds")
 
     def few(self, frame: DataFrame, table: str, days: Sequence[date]) -> DataFrame:
         """A frame that has at most the rows of some days of a table, marked for broadcast if those are few.
@@ -100,74 +77,60 @@ class Build:
         rows = sum(marker.rows for marker in self.lake.require(table, days))
         return F.broadcast(frame) if rows <= BROADCAST_ROWS else frame
 
-    def to_do(self, table: str, days: Sequence[date], made_from: InputDays) -> list[date]:
-        """The days to build: all, or with ``missing`` those that are not up to date."""
-        if not self.missing:
-            return list(days)
-        return [
-            day
-            for day in days
-            if not self.lake.is_current(table, day, inputs=self.inputs(made_from(day)), config=self.settings, code=self.code)
-        ]
+    def to_do(self, table: str) -> list[date]:
+        """The days of a table that were asked for and are to be built anew or are not up to date."""
+        return [day for day in self.request.wanted(table) if day in self.request.anew or not self.is_current(table, day)]
 
-    def publish(
-        self,
-        table: str,
-        days: Sequence[date],
-        rows: Callable[[], DataFrame],
-        made_from: InputDays,
-        *,
-        sort: Sequence[str],
-        gate: bool = False,
-    ) -> None:
-        """Write, check and commit the days of a table that are to do; does nothing if there are none.
+    def is_current(self, table: str, day: date) -> bool:
+        """Whether a day is in the lake as it would be if it were built now."""
+        return self.lake.is_current(table, day, inputs=self.reach.inputs(table, day), config=self.settings, code=self.code)
+
+    def publish(self, table: str, days: Sequence[date], rows: Callable[[], DataFrame], *, sort: Sequence[str], gate: bool = False) -> None:
+        """``commit`` the days of a table as one step of the job."""
+        started = time.perf_counter()
+        self.commit(table, days, rows, sort=sort, gate=gate)
+        self.step(table, days, time.perf_counter() - started)
+
+    def commit(self, table: str, days: Sequence[date], rows: Callable[[], DataFrame], *, sort: Sequence[str], gate: bool = False) -> None:
+        """Write, check and commit days of a table; does nothing if there are none.
 
         Args:
             table: name of the table.
-            days: the days asked for.
-            rows: makes the frame of just the days it is given.
-            made_from: which input days a day is made from.
+            days: the days to build.
+            rows: makes the frame of just these days.
             sort: columns (or Spark columns) that rows of a day are sorted by.
             gate: whether the table has a data gate.
 
         Raises:
             GateFailed: nothing was committed.
         """
-        started = time.perf_counter()
-        if days:
-            with self.lake.stage(table, f"{self.job}-{days[0]}-{days[-1]}") as stage:
-                stage.write(rows(), days, sort=sort)
-                stats = self._check(table, stage.frame(self.spark, days), list(days)) if gate else None
-                reached("partition.gate_passed")
-                stage.commit(
-                    self.spark,
-                    days,
-                    job=self.job,
-                    code=self.code,
-                    config=self.settings,
-                    inputs=lambda day: self.inputs(made_from(day)),
-                    stats=stats,
-                )
-            for day in days:
-                self._content.pop((table, day), None)
-        self.step(table, len(days), time.perf_counter() - started)
+        if not days:
+            return
+        with self.lake.stage(table, f"{self.job}-{days[0]}-{days[-1]}") as stage:
+            stage.write(rows(), days, sort=sort)
+            stats = self._check(table, stage.frame(self.spark, days), list(days)) if gate else None
+            reached("partition.gate_passed")
+            stage.commit(
+                self.spark,
+                days,
+                job=self.job,
+                code=self.code,
+                config=self.settings,
+                inputs=lambda day: self.reach.inputs(table, day),
+                stats=stats,
+            )
+        self.reach.forget(table, days)
 
-    def step(self, table: str, days: int, seconds: float) -> None:
+    def step(self, table: str, days: Sequence[date], seconds: float) -> None:
         """One table is done: log it and tell the progress."""
-        self._done += 1
-        self.seconds[table] = seconds
-        log.info("%s: %d days in %.1f s", table, days, seconds)
-        emit(self.job, self._done, self.steps, table=table, days=days)
+        self.built[table] = list(days)
+        log.info("%s: %d days in %.1f s", table, len(days), seconds)
+        emit(self.job, len(self.built), self.steps, table=table, days=len(days))
 
     def _check(self, table: str, staged: DataFrame, days: list[date]) -> dict[date, dict[str, float]]:
         from jobs.checks import check  # Great Expectations takes seconds to import
 
         return check(table, staged, days, config=self.config, lake=self.lake, spark=self.spark).stats
-
-
-def window_before(last: date, days: int, first_date: date) -> list[date]:
-    """The ``days`` days that end with ``last``, cut at the first day with data."""
-    return days_between(max(last - timedelta(days=days - 1), first_date), last)
 
 
 def events_option(parser: ArgumentParser) -> None:

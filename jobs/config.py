@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from datetime import date
+from dataclasses import dataclass
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -197,6 +198,23 @@ class StackConfig(Strict):
     parallelism: Positive = Field(2, description="tasks that the scheduler runs at once")
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeatureDays:
+    """Days that must be in the lake for examples of a range; all bounds are included.
+
+    Attributes:
+        events: first day of events and daily aggregates, as far back as the features of the first examples reach.
+        catalogue: first day of ``item_features``: the day before the first examples, which show its items.
+        examples: first day of crosses and examples.
+        last: last day of everything.
+    """
+
+    events: date
+    catalogue: date
+    examples: date
+    last: date
+
+
 class Config(Strict):
     """All settings in force."""
 
@@ -236,6 +254,32 @@ class Config(Strict):
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
+
+    def feature_days(self, first: date, last: date) -> FeatureDays:
+        """The days that examples of ``first`` to ``last`` are made from.
+
+        Raises:
+            ConfigError: the range is empty, reaches outside the data set, or is its first day alone.
+        """
+        d = self.dataset
+        if first > last:
+            raise ConfigError(f"from {first} to {last}: the range is empty; the first day must not be after the last")
+        for day in (first, last):
+            if not d.first_date <= day <= d.last_date:
+                raise ConfigError(f"date {day} is outside data set {d.name!r}, whose days run from {d.first_date} to {d.last_date}")
+        # The first day of the data has no catalogue of the day before it, hence no examples.
+        examples = max(first, d.first_date + timedelta(days=1))
+        if examples > last:
+            raise ConfigError(
+                f"examples of {last}: data start on {d.first_date}, and examples need the catalogue of the day before; "
+                f"the earliest day possible is {examples}"
+            )
+        return FeatureDays(
+            events=max(first - timedelta(days=d.lookback_days), d.first_date),
+            catalogue=examples - timedelta(days=1),
+            examples=examples,
+            last=last,
+        )
 
     def in_acceptance(self, run_date: date) -> bool:
         """Whether evaluation days of a run lie in the acceptance period: its figures are reported, and nothing is chosen by them."""

@@ -6,7 +6,7 @@ They are made from the same daily aggregates as ``u2i_crosses`` and ``item_featu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date, timedelta
+from datetime import date
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +17,8 @@ from pyspark.sql import functions as F
 
 from dig_models.cross_files import CrossWriter
 from dig_models.features import hash_id as hash_of
-from jobs.build import Build, window_before
+from jobs.build import Build
 from jobs.config import OfferColumn
-from jobs.dates import Window, days_between
 from jobs.hashing import hash_id
 from jobs.lake import Lake
 
@@ -28,35 +27,24 @@ TABLE = "cross_arrays"
 Ints = NDArray[np.int64]
 
 
-def export(build: Build, window: Window) -> int:
-    """Write and commit ``cross_arrays/ds=<run date>``; with ``build.missing`` only if it is not up to date.
-
-    Returns:
-        Days written: 1 or 0.
+def export(build: Build, day: date) -> None:
+    """Write and commit ``cross_arrays`` of a day.
 
     Raises:
+        ConfigError: no run is possible for the day.
         MissingPartition: a day that the arrays must hold is not in the lake.
     """
-    dataset, lake = build.config.dataset, build.lake
-    spec, last = dataset.spec(), window.eval_last
-    longest = max(spec.windows)
-    events = days_between(max(window.train_first - timedelta(days=longest), dataset.first_date), last)
-    offered = window.examples()
-    # Every item that can be in a catalogue of the window has its events in these days.
-    popular = window_before(window.train_first - timedelta(days=1), max(longest, dataset.catalogue.window_days), dataset.first_date)
-    popular = days_between(popular[0], last)
-    sources = {"u2i_daily": events, "item_daily": popular, "offers": offered, "requests": offered}
-    inputs = build.inputs(sources)
-    if build.missing and lake.is_current(TABLE, last, inputs=inputs, config=build.settings, code=build.code):
-        return 0
-    with lake.stage_files(TABLE, last) as stage:
-        writer = CrossWriter(stage.path, first_day=_day(events[0]), last_day=_day(last))
+    dataset, lake, window = build.config.dataset, build.lake, build.config.run_window(day)
+    days, spec = build.reach.of(TABLE, day), dataset.spec()
+    events, popular, offered = days["u2i_daily"], days["item_daily"], days["offers"]
+    inputs = build.reach.inputs(TABLE, day)
+    with lake.stage_files(TABLE, day) as stage:
+        writer = CrossWriter(stage.path, first_day=_day(events[0]), last_day=_day(day))
         rows = _events(writer, lake, spec.u2i_keys, dataset.u2i.shards, events)
         items = _popularity(writer, lake, spec.windows, popular, window.train_first, dataset.catalogue.min_events)
         _offers(writer, build, dataset.offers, offered, items)
         writer.close(spec, pop_first_day=_day(window.train_first) - 1, shards=dataset.u2i.shards)
         stage.commit(rows=rows, job=build.job, code=build.code, config=build.settings, inputs=inputs)
-    return 1
 
 
 def _day(day: date) -> int:

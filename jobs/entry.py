@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -41,6 +41,28 @@ class Invocation:
     def date(self) -> date:
         """The logical date: the last day asked for."""
         return self.days[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Days of each table that a feature job is to look after.
+
+    Attributes:
+        days: ascending days by table; a table that is not named is left alone.
+        anew: days to build even if their partition is up to date; the others are built if it is not.
+    """
+
+    days: Mapping[str, Sequence[date]]
+    anew: frozenset[date] = frozenset()
+
+    @classmethod
+    def of(cls, days: Mapping[str, Sequence[date]], *, missing: bool) -> Request:
+        """Days that are all built anew, or with ``missing`` only where they are not up to date."""
+        return cls(days=days, anew=frozenset() if missing else frozenset(day for some in days.values() for day in some))
+
+    def wanted(self, table: str) -> list[date]:
+        """The days of one table."""
+        return list(self.days.get(table, ()))
 
 
 def run(

@@ -8,25 +8,28 @@ it says nothing about any item.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date, timedelta
+from functools import partial
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from dig_models.features import SECONDS_PER_DAY, SOURCE_EXPOSED, SOURCE_ORGANIC
-from jobs.build import Build, window_before
-from jobs.config import ConfigError, DatasetConfig
+from jobs.build import Build
+from jobs.config import Config, ConfigError, DatasetConfig
 from jobs.cross_arrays import offer_code
-from jobs.dates import days_between
-from jobs.entry import Invocation, JobError, run
+from jobs.entry import Invocation, JobError, Request, run
 from jobs.hashing import hash_id, local_seconds, require_columns
+from jobs.provenance import EXAMPLES as CODE
 from jobs.spark import spark_session
 from jobs.user_state import request_side, user_state
 
-CODE = ("dig_models.cross_files", "jobs.cross_arrays", "jobs.examples", "jobs.user_state")
 MILLION = 1_000_000
 REQUESTS_PER_ROW_GROUP = 128
+COPARTITION = {"spark.sql.requireAllClusterKeysForCoPartition": "false"}
 
 
 def candidate_rows(requests: DataFrame, offers: DataFrame, interactions: DataFrame, dataset: DatasetConfig) -> DataFrame:
@@ -168,8 +171,7 @@ def examples(build: Build, days: Sequence[date]) -> DataFrame:
     requests = (
         lake.read(spark, "requests", days).withColumn("ts", local_seconds(F.col("ts"))).withColumn("user_hash", hash_id(F.col("user_id")))
     )
-    reached = days_between(window_before(days[0], dataset.history.days + 1, dataset.first_date)[0], days[-1])
-    daily = lake.read(spark, "u2i_daily", reached)
+    daily = lake.read(spark, "u2i_daily", build.reach.over("examples", days, "u2i_daily"))
     of_days = F.col("ds").isin(*(d.isoformat() for d in days))
     candidates = candidate_rows(requests, lake.read(spark, "offers", days), lake.read(spark, "interactions", days), dataset)
     known = candidates.join(shown, ["ds", "item_id"]).join(requests.select("request_id", "ds", "user_hash", "ts"), ["request_id", "ds"])
@@ -182,34 +184,48 @@ def examples(build: Build, days: Sequence[date]) -> DataFrame:
     )
 
 
+def build(spark: SparkSession, config: Config, request: Request) -> dict[str, list[date]]:
+    """Build ``examples`` and ``user_state`` of the days asked for.
+
+    Returns:
+        The days that were built, by table.
+    """
+    made = Build(config, spark, "examples", CODE, steps=2, request=request)
+    days = made.to_do("examples")
+    # Several row groups a day let ranks share it and mix it.
+    with _set(spark, {"parquet.block.row.count.limit": str(REQUESTS_PER_ROW_GROUP), **COPARTITION}):
+        made.publish("examples", days, lambda: examples(made, days), sort=[F.xxhash64("request_id")], gate=True)
+    states, started = made.to_do("user_state"), time.perf_counter()
+    with _set(spark, COPARTITION):
+        for day in states:
+            made.commit("user_state", [day], partial(user_state, made, day), sort=["user_hash"])
+    made.step("user_state", states, time.perf_counter() - started)
+    return made.built
+
+
+@contextmanager
+def _set(spark: SparkSession, conf: dict[str, str]) -> Iterator[None]:
+    """Settings of the session while the context is open; Spark hands them to the Parquet writer too."""
+    before = {key: spark.conf.get(key, None) for key in conf}
+    for key, value in conf.items():
+        spark.conf.set(key, value)
+    try:
+        yield
+    finally:
+        for key, old in before.items():
+            spark.conf.unset(key) if old is None else spark.conf.set(key, old)
+
+
 def main(call: Invocation) -> None:
     """Build ``examples`` of the days asked for, and ``user_state`` of the last one."""
-    dataset, options = call.config.dataset, call.options
+    dataset = call.config.dataset
     if call.days[0] <= dataset.first_date:
         raise ConfigError(
             f"examples of {call.days[0]}: data start on {dataset.first_date}, and examples need the catalogue of the day before; "
             f"the earliest day possible is {dataset.first_date + timedelta(days=1)}"
         )
     with spark_session(call.config, "examples") as spark:
-        build = Build(call.config, spark, "examples", CODE, steps=2, missing=options.missing)
-
-        def of_day(day: date) -> dict[str, list[date]]:
-            own = {table: [day] for table in ("requests", "offers", "interactions", "users", "u2i_crosses")}
-            history = window_before(day, dataset.history.days + 1, dataset.first_date)
-            return {**own, "item_features": [day - timedelta(days=1)], "u2i_daily": history}
-
-        def of_state(day: date) -> dict[str, list[date]]:
-            history = window_before(day, dataset.history.days, dataset.first_date)
-            return {"u2i_daily": history, "requests": history, "users": [day], "offers": [day]}
-
-        days = build.to_do("examples", call.days, of_day)
-        # Spark hands settings of the session to the Parquet writer; several row groups a day let ranks share it and mix it.
-        spark.conf.set("parquet.block.row.count.limit", str(REQUESTS_PER_ROW_GROUP))
-        spark.conf.set("spark.sql.requireAllClusterKeysForCoPartition", "false")
-        build.publish("examples", days, lambda: examples(build, days), of_day, sort=[F.xxhash64("request_id")], gate=True)
-        spark.conf.unset("parquet.block.row.count.limit")
-        last = build.to_do("user_state", [call.date], of_state)
-        build.publish("user_state", last, lambda: user_state(build, call.date), of_state, sort=["user_hash"])
+        build(spark, call.config, Request.of({"examples": call.days, "user_state": [call.date]}, missing=call.options.missing))
 
 
 if __name__ == "__main__":

@@ -18,16 +18,16 @@ from pyspark.sql import SparkSession
 from dig_models.faults import reached
 from jobs.checks import check
 from jobs.config import Config
-from jobs.entry import Invocation, JobError, run
+from jobs.entry import Invocation, JobError, Request, run
 from jobs.lake import Lake, Staging, code_digest, shown
 from jobs.progress import emit
+from jobs.provenance import INGEST as SOURCES
 from jobs.sources import open_source
 from jobs.sources.base import EVENT_TABLES, SNAPSHOT_TABLES, Source, reading
 from jobs.spark import spark_session
 
 log = logging.getLogger(__name__)
 NAME = "ingest"
-SOURCES = ("jobs.ingest", "jobs.sources")
 SORT = {
     "interactions": ("request_id", "item_id"),
     "requests": ("request_id",),
@@ -53,12 +53,15 @@ def plan(config: Config, days: list[date], offers_from: date | None) -> dict[str
     return dict.fromkeys(EVENT_TABLES, days) | dict.fromkeys(SNAPSHOT_TABLES, late)
 
 
-def drop_current(wanted: dict[str, list[date]], source: Source, lake: Lake, config: str, code: str) -> dict[str, list[date]]:
-    """The days whose partition is missing, damaged, or made from other raw files, settings or sources."""
-    return {
-        table: [d for d in days if not lake.is_current(table, d, inputs=source.inputs(table, d), config=config, code=code)]
-        for table, days in wanted.items()
-    }
+def to_do(config: Config, request: Request, source: Source, lake: Lake) -> dict[str, list[date]]:
+    """The days of each table to build anew, or whose partition is missing, damaged, or made from other raw files, settings or sources."""
+    settings, code = config.dataset.rows_digest(raw=True), code_digest(*SOURCES)
+
+    def is_current(table: str, day: date) -> bool:
+        return lake.is_current(table, day, inputs=source.inputs(table, day), config=settings, code=code)
+
+    tables = (*EVENT_TABLES, *SNAPSHOT_TABLES)
+    return {table: [day for day in request.wanted(table) if day in request.anew or not is_current(table, day)] for table in tables}
 
 
 def ingest(spark: SparkSession, config: Config, source: Source, lake: Lake, wanted: dict[str, list[date]]) -> None:
@@ -99,13 +102,25 @@ def ingest(spark: SparkSession, config: Config, source: Source, lake: Lake, want
             log.info("%s: %d rows on %s", table, sum(m.rows for m in markers), shown(days))
 
 
+def build(spark: SparkSession, config: Config, request: Request) -> dict[str, list[date]]:
+    """Build the raw tables of the days asked for.
+
+    Returns:
+        The days that were built, by table.
+    """
+    source, lake = open_source(config.dataset), Lake(config.paths.at("lake"))
+    wanted = to_do(config, request, source, lake)
+    if any(wanted.values()):
+        ingest(spark, config, source, lake, wanted)
+    return wanted
+
+
 def main(call: Invocation) -> None:
     """Build what is asked for in one Spark application; no session is started if everything is there."""
     config, lake = call.config, Lake(call.config.paths.at("lake"))
     source = open_source(config.dataset)
-    wanted = plan(config, call.days, call.options.offers_from)
-    if call.options.missing:
-        wanted = drop_current(wanted, source, lake, config.dataset.rows_digest(raw=True), code_digest(*SOURCES))
+    request = Request.of(plan(config, call.days, call.options.offers_from), missing=call.options.missing)
+    wanted = to_do(config, request, source, lake)
     if not any(wanted.values()):
         log.info("ingest: %s up to date", shown(call.days))
         emit(NAME, 1, 1)

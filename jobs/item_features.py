@@ -11,17 +11,16 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from datetime import date
 
-from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from jobs.build import Build, event_days, events_option, window_before
-from jobs.config import DatasetConfig
+from jobs.build import Build, event_days, events_option
+from jobs.config import Config, DatasetConfig
 from jobs.dates import days_between
-from jobs.entry import Invocation, run
+from jobs.entry import Invocation, Request, run
 from jobs.hashing import day_number, field, hash_id, key_hash, require_columns
+from jobs.provenance import ITEM_FEATURES as CODE
 from jobs.spark import spark_session
-
-CODE = ("jobs.item_features",)
 
 EPOCH = date(1970, 1, 1)
 
@@ -107,34 +106,36 @@ def _column(name: str) -> Column:
     return F.col(f"`{name}`")
 
 
+def build(spark: SparkSession, config: Config, request: Request) -> dict[str, list[date]]:
+    """Build ``item_daily`` and ``item_features`` of the days asked for.
+
+    Returns:
+        The days that were built, by table.
+    """
+    made = Build(config, spark, "item_features", CODE, steps=2, request=request)
+    events = made.to_do("item_daily")
+    made.publish("item_daily", events, lambda: item_daily(made.lake.read(spark, "interactions", events)), sort=["item_id"])
+    days = made.to_do("item_features")
+    made.publish("item_features", days, lambda: _features(made, days), sort=["item_hash"], gate=True)
+    return made.built
+
+
+def _features(build: Build, days: list[date]) -> DataFrame:
+    dataset, reached = build.config.dataset, build.reach.over("item_features", days, "item_daily")
+    daily = build.lake.read(build.spark, "item_daily", reached)
+    often = daily.groupBy("item_id").agg(F.sum("events").alias("n")).where(F.col("n") >= dataset.catalogue.min_events)
+    candidates = build.few(often.select("item_id"), "item_daily", reached)
+    # Between the days asked for may lie others, whose windows are not all there: the snapshots of just the days drop them.
+    span = days_between(days[0], days[-1])
+    shown = build.with_snapshot(catalogue(daily.join(candidates, "item_id", "left_semi"), span, dataset), days)
+    return item_features(shown, build.read_snapshots(days).join(candidates, "item_id", "left_semi"), dataset)
+
+
 def main(call: Invocation) -> None:
-    """Build ``item_daily`` and ``item_features`` of the days asked for."""
-    dataset, options = call.config.dataset, call.options
-    longest = max(*dataset.u2i.windows, dataset.catalogue.window_days)
+    """Build the catalogue of the days asked for and daily aggregates as far back as ``--events-from`` says."""
+    days = {"item_daily": event_days(call.options.events_from, call.days), "item_features": call.days}
     with spark_session(call.config, "item_features") as spark:
-        build = Build(call.config, spark, "item_features", CODE, steps=2, missing=options.missing)
-        lake = build.lake
-
-        def of_events(day: date) -> dict[str, list[date]]:
-            return {"interactions": [day]}
-
-        def of_catalogue(day: date) -> dict[str, list[date]]:
-            return {"item_daily": window_before(day, longest, dataset.first_date), "items": [build.snapshots("items", [day])[day]]}
-
-        def features(days: list[date]) -> DataFrame:
-            span = days_between(days[0], days[-1])
-            reached = days_between(window_before(days[0], longest, dataset.first_date)[0], days[-1])
-            daily = lake.read(spark, "item_daily", reached)
-            often = daily.groupBy("item_id").agg(F.sum("events").alias("n")).where(F.col("n") >= dataset.catalogue.min_events)
-            candidates = build.few(often.select("item_id"), "item_daily", reached)
-            # Joining with the snapshots of just the days asked for also drops the others of the span.
-            shown = build.with_snapshot(catalogue(daily.join(candidates, "item_id", "left_semi"), span, dataset), "items", days)
-            return item_features(shown, build.read_snapshots("items", days).join(candidates, "item_id", "left_semi"), dataset)
-
-        events = build.to_do("item_daily", event_days(options.events_from, call.days), of_events)
-        build.publish("item_daily", events, lambda: item_daily(lake.read(spark, "interactions", events)), of_events, sort=["item_id"])
-        days = build.to_do("item_features", call.days, of_catalogue)
-        build.publish("item_features", days, lambda: features(days), of_catalogue, sort=["item_hash"], gate=True)
+        build(spark, call.config, Request.of(days, missing=call.options.missing))
 
 
 def options(parser: ArgumentParser) -> None:

@@ -11,22 +11,21 @@ import sys
 import time
 from argparse import ArgumentParser, BooleanOptionalAction
 from collections.abc import Sequence
-from datetime import date, timedelta
+from datetime import date
 
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs import cross_arrays
-from jobs.build import Build, event_days, events_option, window_before
-from jobs.config import ConfigError, DatasetConfig
-from jobs.dates import days_between
-from jobs.entry import Invocation, run
+from jobs.build import Build, event_days, events_option
+from jobs.config import Config, ConfigError, DatasetConfig
+from jobs.entry import Invocation, Request, run
 from jobs.hashing import day_number, hash_id, key_hash, local_seconds, require_columns
+from jobs.provenance import U2I_CROSSES as CODE
 from jobs.spark import spark_session
 
 log = logging.getLogger(__name__)
 ITEM_COLUMN = "item_id"
-CODE = ("dig_models.cross_files", "jobs.cross_arrays", "jobs.u2i_crosses")
 
 
 def u2i_daily(interactions: DataFrame, items: DataFrame, dataset: DatasetConfig) -> DataFrame:
@@ -80,56 +79,54 @@ def u2i_crosses(daily: DataFrame, requests: DataFrame, windows: Sequence[int]) -
     return grouped.select("user_id", "user_hash", "key_name", "key", *(f"n_{w}" for w in windows), "last_ts", F.col("for_ds").alias("ds"))
 
 
+def build(spark: SparkSession, config: Config, request: Request) -> dict[str, list[date]]:
+    """Build ``u2i_daily``, ``u2i_crosses`` and ``cross_arrays`` of the days asked for.
+
+    Returns:
+        The days that were built, by table.
+    """
+    made = Build(config, spark, "u2i_crosses", CODE, steps=3, request=request)
+    events = made.to_do("u2i_daily")
+    made.publish("u2i_daily", events, lambda: _daily(made, events), sort=["key_name", "user_hash", "key", "ts"])
+    days = made.to_do("u2i_crosses")
+    made.publish("u2i_crosses", days, lambda: _crosses(made, days), sort=["key_name", "user_hash", "key"], gate=True)
+    started, exported = time.perf_counter(), made.to_do(cross_arrays.TABLE)
+    for day in exported:
+        cross_arrays.export(made, day)
+    made.step(cross_arrays.TABLE, exported, time.perf_counter() - started)
+    return made.built
+
+
+def _daily(build: Build, days: list[date]) -> DataFrame:
+    interactions = build.with_snapshot(build.lake.read(build.spark, "interactions", days), days)
+    asked = interactions.select(ITEM_COLUMN, F.col("items_ds").alias("ds")).distinct()
+    items = build.read_snapshots(days).join(build.few(asked, "interactions", days), [ITEM_COLUMN, "ds"], "left_semi")
+    return u2i_daily(interactions, items, build.config.dataset)
+
+
+def _crosses(build: Build, days: list[date]) -> DataFrame:
+    # The first day of the data has no closed day before it; its own events are there and reach nothing.
+    reached = build.reach.over("u2i_crosses", days, "u2i_daily") or days[:1]
+    daily, requests = (build.lake.read(build.spark, table, some) for table, some in (("u2i_daily", reached), ("requests", days)))
+    return u2i_crosses(daily, requests, build.config.dataset.u2i.windows)
+
+
 def main(call: Invocation) -> None:
-    """Build ``u2i_daily`` and ``u2i_crosses`` of the days asked for, and the cross arrays of the last one."""
-    dataset, options = call.config.dataset, call.options
-    windows = dataset.u2i.windows
+    """Build the crosses of the days asked for, daily aggregates as far back as ``--events-from`` says, and the last day's arrays."""
+    days = {"u2i_daily": event_days(call.options.events_from, call.days), "u2i_crosses": call.days}
+    if call.options.arrays and _run_is_possible(call):
+        days[cross_arrays.TABLE] = [call.date]
     with spark_session(call.config, "u2i_crosses") as spark:
-        build = Build(call.config, spark, "u2i_crosses", CODE, steps=3, missing=options.missing)
-        lake = build.lake
-
-        def closed(day: date) -> list[date]:
-            return window_before(day - timedelta(days=1), max(windows), dataset.first_date)
-
-        def of_events(day: date) -> dict[str, list[date]]:
-            return {"interactions": [day], "items": [build.snapshots("items", [day])[day]]}
-
-        def of_crosses(day: date) -> dict[str, list[date]]:
-            return {"u2i_daily": closed(day), "requests": [day]}
-
-        def daily(days: list[date]) -> DataFrame:
-            interactions = build.with_snapshot(lake.read(spark, "interactions", days), "items", days)
-            asked = interactions.select(ITEM_COLUMN, F.col("items_ds").alias("ds")).distinct()
-            items = build.read_snapshots("items", days).join(build.few(asked, "interactions", days), [ITEM_COLUMN, "ds"], "left_semi")
-            return u2i_daily(interactions, items, dataset)
-
-        def crosses(days: list[date]) -> DataFrame:
-            # The first day of the data has no closed day before it; its own events are there and reach nothing.
-            reached = days_between(min(closed(days[0])[:1] or days[:1]), max(days[-1] - timedelta(days=1), days[0]))
-            return u2i_crosses(lake.read(spark, "u2i_daily", reached), lake.read(spark, "requests", days), windows)
-
-        events = build.to_do("u2i_daily", event_days(options.events_from, call.days), of_events)
-        build.publish(
-            "u2i_daily",
-            events,
-            lambda: daily(events),
-            of_events,
-            sort=["key_name", "user_hash", "key", "ts"],
-        )
-        days = build.to_do("u2i_crosses", call.days, of_crosses)
-        build.publish("u2i_crosses", days, lambda: crosses(days), of_crosses, sort=["key_name", "user_hash", "key"], gate=True)
-        started = time.perf_counter()
-        made = _arrays(build, call) if options.arrays else 0
-        build.step("cross_arrays", made, time.perf_counter() - started)
+        build(spark, call.config, Request.of(days, missing=call.options.missing))
 
 
-def _arrays(build: Build, call: Invocation) -> int:
+def _run_is_possible(call: Invocation) -> bool:
     try:
-        window = call.config.run_window(call.date)
+        call.config.run_window(call.date)
     except ConfigError as error:
         log.warning("no cross arrays for %s, a run for that day is not possible: %s", call.date, error)
-        return 0
-    return cross_arrays.export(build, window)
+        return False
+    return True
 
 
 def options(parser: ArgumentParser) -> None:

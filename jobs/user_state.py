@@ -8,7 +8,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from dig_models.features import SECONDS_PER_DAY
-from jobs.build import Build, window_before
+from jobs.build import Build
 from jobs.config import DatasetConfig, HistoryConfig
 from jobs.hashing import hash_id, key_hash, user_buckets
 
@@ -69,7 +69,7 @@ def user_state(build: Build, day: date) -> DataFrame:
     what was promoted weeks ago must not count as promoted now.
     """
     spark, lake, dataset = build.spark, build.lake, build.config.dataset
-    reached = window_before(day, dataset.history.days, dataset.first_date)
+    reached = build.reach.of("user_state", day)["u2i_daily"]
     daily = lake.read(spark, "u2i_daily", reached)
     active = daily.select("user_id").distinct()
     requests = lake.read(spark, "requests", reached).join(active, "user_id", "left_semi")

@@ -4,8 +4,9 @@ from datetime import date
 
 import pytest
 
-from jobs.build import event_days, window_before
+from jobs.build import event_days
 from jobs.config import ConfigError
+from jobs.reach import window_before
 
 
 def test_a_window_ends_with_its_day_and_is_cut_at_the_first_day_of_the_data() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.build import SHARED_CODE
+from jobs.provenance import SHARED_CODE
 
 PLUMBING = {
     "dig_models.config",  # types of settings; their values are in the settings' digest
@@ -21,6 +21,7 @@ PLUMBING = {
     "jobs.files",
     "jobs.lake",
     "jobs.progress",
+    "jobs.provenance",  # names the modules of each digest, so a change there changes the digest
     "jobs.registry",
     "jobs.runs",
     "jobs.spark",
