@@ -15,7 +15,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from jobs import cli_promote, cli_show
+
+from jobs import cli_lake, cli_promote, cli_show
 from jobs.cli_options import ConfigOption, SetOption, settings
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(cli_show.config_app, name="config")
-app.add_typer(cli_show.lake_app, name="lake")
+app.add_typer(cli_lake.lake_app, name="lake")
 app.add_typer(cli_show.index_app, name="index")
 app.command()(cli_promote.promote)
 app.command()(cli_promote.rollback)

@@ -18,6 +18,7 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override one setting, as in dataset.sample_users=1.0; may be repeated.", metavar="KEY=VALUE"),
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def settings_file(config: Path | None) -> Path:

@@ -1,4 +1,4 @@
-"""The commands of ``dig`` that only look: ``config show``, ``lake show``, ``index show | verify | diff``."""
+"""The commands of ``dig`` that only look: ``config show``, ``index show | verify | diff``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.cli_options import ConfigOption, SetOption, local_folder, settings, settings_file
+from jobs.cli_options import ConfigOption, JsonOption, SetOption, local_folder, settings, settings_file
 
 config_app = typer.Typer(help="Settings in force.", no_args_is_help=True)
-lake_app = typer.Typer(help="Tables and days that were built.", no_args_is_help=True)
 index_app = typer.Typer(help="Generations of the SID index.", no_args_is_help=True)
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @config_app.command("show")
@@ -37,26 +34,6 @@ def config_show(config: ConfigOption = None, sets: SetOption = None, as_json: Js
         origin = row.origin.removeprefix(here)
         table.add_row(Text(row.key), Text(json.dumps(row.value)), Text(origin), style="dim" if origin == "default" else None)
     Console().print(table)
-
-
-@lake_app.command("show")
-def lake_show(config: ConfigOption = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
-    """Tables of the lake: days, gaps between them, and rows."""
-    from jobs.tables import lake_rows
-
-    force = settings(config, sets)
-    rows = lake_rows(local_folder(force, "lake"))
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    table = Table("table", "days", "first", "last", "missing", "rows", box=None, pad_edge=False, header_style="bold")
-    for name, row in rows.items():
-        missing = str(row["missing"]) if row["missing"] else ""
-        table.add_row(name, str(row["days"]), row["first"], row["last"], missing, f"{row['rows']:,}")
-    if not rows:
-        typer.echo(f"{local_folder(force, 'lake')} holds no partition yet; `dig retrain` builds it")
-        return
-    Console().print(table, highlight=False)
 
 
 @index_app.command("show")
