@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from dags.spans import Span
-from jobs.config import Config
+from jobs.config import Config, ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,9 @@ class Lineage:
     reads: tuple[Touched, ...]
     writes: tuple[Touched, ...]
 
+    def __add__(self, other: Lineage) -> Lineage:
+        return Lineage(reads=self.reads + other.reads, writes=self.writes + other.writes)
+
     def lines(self) -> list[str]:
         """Two lines for the log."""
         return [f"{verb}: {', '.join(map(str, things)) or 'nothing'}" for verb, things in (("reads", self.reads), ("writes", self.writes))]
@@ -47,32 +50,53 @@ def _lake(first: date, last: date, *tables: str) -> tuple[Touched, ...]:
     return tuple(Touched(place="lake", name=table, what=_days(first, last)) for table in tables)
 
 
+def _cross_arrays(day: date, config: Config) -> Lineage:
+    """What the export of the cross arrays adds; a day too early for a run has none."""
+    dataset = config.dataset
+    try:
+        window = config.run_window(day)
+    except ConfigError:
+        return Lineage(reads=(), writes=())
+    longest = max(dataset.u2i.windows)
+    told = max(window.train_first - timedelta(days=longest), dataset.first_date)
+    popular = max(window.train_first - timedelta(days=max(longest, dataset.catalogue.window_days)), dataset.first_date)
+    shown = (window.train_first, window.eval_last)
+    return Lineage(
+        reads=_lake(told, day, "u2i_daily") + _lake(popular, day, "item_daily") + _lake(*shown, "offers", "requests"),
+        writes=_lake(day, day, "cross_arrays"),
+    )
+
+
 def of_features(job: str, span: Span, config: Config) -> Lineage:
     """What a feature job reads and writes for the days of a run; a day that is up to date is left alone."""
     dataset = config.dataset
-    back = max(*dataset.u2i.windows, dataset.catalogue.window_days) - 1
-    reached = max(span.catalogue - timedelta(days=back), dataset.first_date)
-    closed = max(span.examples - timedelta(days=max(dataset.u2i.windows)), dataset.first_date)
-    told = max(span.examples - timedelta(days=dataset.history.days), dataset.first_date)
-    before = max(span.examples - timedelta(days=1), dataset.first_date)
-    events, last = (span.events, span.last), span.last
-    shown = (span.examples, last)
+
+    def back(day: date, days: int) -> date:
+        return max(day - timedelta(days=days), dataset.first_date)
+
+    (first, last), shown = (span.events, span.last), (span.examples, span.last)
+    longest = max(dataset.u2i.windows)
     ingest = Lineage(
-        reads=(Touched(place="source", name=dataset.name, what=_days(*events)),),
-        writes=_lake(*events, "interactions", "requests") + _lake(*shown, "offers", "items", "users"),
+        reads=(Touched(place="source", name=dataset.name, what=_days(first, last)),),
+        writes=_lake(first, last, "interactions", "requests") + _lake(*shown, "offers", "items", "users"),
     )
     item_features = Lineage(
-        reads=_lake(*events, "interactions") + _lake(reached, last, "item_daily") + _lake(span.catalogue, last, "items"),
-        writes=_lake(*events, "item_daily") + _lake(span.catalogue, last, "item_features"),
+        reads=_lake(first, last, "interactions")
+        + _lake(back(span.catalogue, max(longest, dataset.catalogue.window_days) - 1), last, "item_daily")
+        + _lake(span.catalogue, last, "items"),
+        writes=_lake(first, last, "item_daily") + _lake(span.catalogue, last, "item_features"),
     )
     u2i_crosses = Lineage(
-        reads=_lake(*events, "interactions", "items") + _lake(closed, last, "u2i_daily") + _lake(*shown, "requests"),
-        writes=_lake(*events, "u2i_daily") + _lake(*shown, "u2i_crosses") + _lake(last, last, "cross_arrays"),
-    )
+        reads=_lake(first, last, "interactions", "items")
+        + _lake(back(span.examples, longest), last, "u2i_daily")
+        + _lake(*shown, "requests"),
+        writes=_lake(first, last, "u2i_daily") + _lake(*shown, "u2i_crosses"),
+    ) + _cross_arrays(last, config)
     examples = Lineage(
-        reads=_lake(*shown, "requests", "offers", "users", "u2i_crosses")
-        + _lake(told, last, "interactions")
-        + _lake(before, last, "item_features"),
+        reads=_lake(*shown, "offers", "interactions", "users", "u2i_crosses")
+        + _lake(min(span.examples, back(last, dataset.history.days - 1)), last, "requests")
+        + _lake(back(span.examples, dataset.history.days), last, "u2i_daily")
+        + _lake(back(span.examples, 1), max(back(last, 1), span.examples - timedelta(days=1)), "item_features"),
         writes=_lake(*shown, "examples") + _lake(last, last, "user_state"),
     )
     jobs = {"ingest": ingest, "item_features": item_features, "u2i_crosses": u2i_crosses, "examples": examples}
@@ -111,5 +135,21 @@ def of_model(job: str, day: date, config: Config) -> Lineage:
         "summary": (kept("evaluate.json", "train.json", "register.json", "promote.json", "index.json"), kept("summary.json")),
         "report": ((*kept("summary.json", "evaluate.json", "train.json"), index), kept("report.html")),
     }
-    reads, writes = known.get(job, ((), ()))
+    reads, writes = known[job]
     return Lineage(reads=tuple(reads), writes=tuple(writes))
+
+
+CURRENT = Touched(place="index", name="CURRENT")
+PROMOTIONS = Touched(place="index", name="promotions.jsonl")
+UNDATED = {
+    "promote": Lineage(
+        reads=(CURRENT, PROMOTIONS, Touched(place="index", name="generations"), Touched(place="models", name="versions")),
+        writes=(Touched(place="models", name="aliases champion and previous"), CURRENT, PROMOTIONS),
+    ),
+    "request": Lineage(reads=(CURRENT,), writes=()),
+    "retrain": Lineage(reads=(), writes=(Touched(place="assets", name="dig://examples", what="if asked for"),)),
+    "stale": Lineage(reads=(Touched(place="lake", name="markers"), Touched(place="source", name="files")), writes=()),
+    "sweep": Lineage(reads=(), writes=(Touched(place="lake", name="_staging"),)),
+    "watch": Lineage(reads=(CURRENT,), writes=()),
+}
+"""What is read and written by tasks that have no date, by job or task."""

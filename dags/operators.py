@@ -17,7 +17,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from dags.common import PROJECT, SPARK_POOL, job_environment, run_date, settings
 from dags.guard import RETRAIN, skip_unwanted, wants_retrain
-from dags.lineage import Lineage, of_features, of_model
+from dags.lineage import UNDATED, Lineage, of_features, of_model
 from dags.spans import Span, feature_span
 from jobs.config import Config
 
@@ -39,7 +39,7 @@ def announce(operator: BaseOperator, context: Any, day: str) -> None:
         event.extra[RETRAIN] = wants_retrain(context)
 
 
-class _Traced(BaseOperator):  # type: ignore[misc]  # Airflow's classes are Any to mypy here
+class Traced(BaseOperator):  # type: ignore[misc]  # Airflow's classes are Any to mypy here
     """Tells log and OpenLineage what a task reads and writes."""
 
     _lineage: Lineage | None = None
@@ -68,7 +68,7 @@ class _Traced(BaseOperator):  # type: ignore[misc]  # Airflow's classes are Any 
         return self.get_openlineage_facets_on_complete(task_instance)
 
 
-class JobOperator(_Traced):
+class JobOperator(Traced):
     """Runs ``python -m jobs.<job>`` and logs what it prints; the last line that it prints is the task's result.
 
     Args:
@@ -104,6 +104,7 @@ class JobOperator(_Traced):
             self.begin(of_model(self.job, day, settings()))
             arguments = ["--date", day.isoformat()]
         else:
+            self.begin(UNDATED[self.job])
             arguments = self.arguments(context)
         arguments += self.more(context) if self.more else []
         self._hook = SubprocessHook()
@@ -121,7 +122,7 @@ class JobOperator(_Traced):
             self._hook.send_sigterm()
 
 
-class SparkJobOperator(SparkSubmitOperator, _Traced):  # type: ignore[misc]
+class SparkJobOperator(SparkSubmitOperator, Traced):  # type: ignore[misc]
     """Submits ``jobs/<job>.py`` to the Spark of the Airflow connection, with the days of the run.
 
     Args:

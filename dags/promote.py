@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from dags.approval import Approval, approver
 from dags.common import PROMOTION_POOL, asked, asked_at, asked_by, default_args, settings
+from dags.lineage import UNDATED
 from dags.operators import JobOperator
 
+log = logging.getLogger("airflow.task")
 ROLLBACK = "rollback"
 CURRENT = "CURRENT"
 DOC = """
@@ -69,6 +72,8 @@ def options(context: Any) -> list[str]:
 
 def seen(**context: Any) -> str:
     """Check the params, and read ``CURRENT``."""
+    for line in UNDATED["request"].lines():
+        log.info("%s", line)
     named(context)
     current = Path(settings().paths.at("index")) / CURRENT
     return current.read_text().strip() if current.is_file() else "none"

@@ -15,7 +15,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-
 from jobs import cli_lake, cli_promote, cli_show
 from jobs.cli_options import ConfigOption, SetOption, settings
 

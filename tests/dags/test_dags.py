@@ -22,18 +22,22 @@ CHAINS = {
     "dig_promote": ["request", "promote"],
     "dig_watch": ["watch"],
 }
+ALL = {*CHAINS, "dig_backfill"}
 DAILY = ("dig_features", "dig_retrain", "dig_publish")
 POOLS = {
-    "dig_spark": {"ingest", "item_features", "u2i_crosses", "examples"},
+    "dig_spark": {"ingest", "item_features", "u2i_crosses", "examples", "features"},
     "dig_train": {"train", "evaluate"},
     "dig_promotion": {"promote"},
 }
-TASKS = [(dag_id, task_id) for dag_id, chain in CHAINS.items() for task_id in chain]
+TASKS = [
+    *((dag_id, task_id) for dag_id, chain in CHAINS.items() for task_id in chain),
+    *(("dig_backfill", task_id) for task_id in ("features", "retrain", "stale")),
+]
 HEAVY = ("torch", "pyspark", "mlflow", "great_expectations", "pandas", "pyarrow", "sklearn")
 
 
 def test_the_folder_holds_just_these_dags(dags: dict[str, Any]) -> None:
-    assert set(dags) == set(CHAINS)
+    assert set(dags) == ALL
 
 
 @pytest.mark.parametrize("dag_id", CHAINS)
@@ -44,7 +48,13 @@ def test_the_tasks_of_a_dag_follow_each_other(dags: dict[str, Any], dag_id: str)
         assert dag.get_task(before).downstream_task_ids == {after}
 
 
-@pytest.mark.parametrize("dag_id", CHAINS)
+def test_after_a_backfill_a_training_is_announced_and_what_is_stale_is_told(dags: dict[str, Any]) -> None:
+    backfill = dags["dig_backfill"]
+    assert backfill.get_task("features").downstream_task_ids == {"retrain", "stale"}
+    assert backfill.get_task("retrain").downstream_task_ids == set()
+
+
+@pytest.mark.parametrize("dag_id", sorted(ALL))
 def test_a_dag_is_described_and_does_not_catch_up(dags: dict[str, Any], dag_id: str) -> None:
     dag = dags[dag_id]
     assert dag.catchup is False
@@ -115,7 +125,13 @@ def test_a_dag_waits_for_the_partitioned_asset_of_the_one_before(
 
 def test_only_the_last_word_of_each_dag_emits_assets(dags: dict[str, Any]) -> None:
     emitting = {task.task_id: [asset.uri for asset in task.outlets] for dag in dags.values() for task in dag.tasks if task.outlets}
-    assert emitting == {"examples": ["dig://examples/"], "gate": ["dig://candidate/"], "promote": ["dig://champion/", "dig://index/"]}
+    asked_for = {"retrain": ["dig://examples/"]}
+    assert emitting == {
+        **asked_for,
+        "examples": ["dig://examples/"],
+        "gate": ["dig://candidate/"],
+        "promote": ["dig://champion/", "dig://index/"],
+    }
 
 
 def test_every_job_of_a_task_is_a_module(dags: dict[str, Any]) -> None:
@@ -158,7 +174,7 @@ print(json.dumps({{"errors": errors, "seconds": seconds, "heavy": [name for name
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, cwd=DAGS.parent)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["errors"] == {}
-    assert len(found["seconds"]) == len(CHAINS)
+    assert len(found["seconds"]) == len(ALL)
     assert max(found["seconds"].values()) < 1.0
     assert found["heavy"] == []
 
