@@ -52,7 +52,8 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    "command", ["retrain", "recommend", "rank", "config show", "lake show", "index show", "index verify", "index diff"]
+    "command",
+    ["retrain", "recommend", "rank", "config show", "lake show", "lake stale", "lake refresh", "index show", "index verify", "index diff"],
 )
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: str) -> None:
     status, out, _ = said(capsys, *command.split(), "--help")
