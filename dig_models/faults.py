@@ -35,7 +35,7 @@ POINTS: dict[str, str] = {
     "partition.marker_replaced": "the marker names the new data folder; the old one is still there",
     "partition.old_removed": "only what the marker names is left of the day",
     "partition.day_committed": "a day is committed, the next day of the range is not",
-    "partition.staging_removed": "all days are committed and the staging folder is gone; the lock is still held",
+    "partition.staging_removed": "what was staged is gone, committed or not; the lock is still held",
     # All raw tables of a range are staged before the first is committed.
     "ingest.gates_passed": "every table is staged and let pass, none is committed",
     "ingest.table_committed": "all days of a table are committed, the next table is not",

@@ -37,7 +37,7 @@ class Scenario:
         leaves: what the step leaves, by name: digests of files and whatever else must be the same after a rerun.
         points: fault points to die at; ``name@2`` at the second visit.
         full: fault points at which the disk is full.
-        gaps: points where a part is for a moment neither old nor new, but clearly not there: what ``look`` then says.
+        gaps: points where a part is for a moment neither old nor new but known to be missing: what ``look`` then says.
         poll: a reader that runs beside every visit, see ``Poll``.
     """
 
@@ -222,10 +222,11 @@ class World:
         for part, value in state.items():
             assert value in (self.before.get(part), self.after.get(part), gap), f"{part}: {value}"
         if gap in state.values():
-            return f"{gap}, said clearly"
+            return f"{gap}"
         if self.before == self.after:
             return "the same"
-        return "old" if state == self.before else "new" if state == self.after else "each part old or new"
+        new = sum(value == self.after.get(part) for part, value in state.items())
+        return "old" if state == self.before else "new" if state == self.after else f"{new} of {len(state)} new"
 
 
 def kill(world: World, point: str) -> Outcome:

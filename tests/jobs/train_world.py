@@ -6,13 +6,13 @@ from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
-import evaluation_world as ew
 import pyarrow as pa
 
 from jobs.config import Config
 from jobs.dates import days_between
 from jobs.files import replace_text
 from jobs.lake import MARKER, Lake
+from tests.jobs import evaluation_world as ew
 
 DAY = ew.DAY
 SETS = (
