@@ -12,16 +12,21 @@ import os
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TypeVar, cast
 
 from dig_models import faults
 
 PRELOADED = ["pytest", "torch", "mlflow.pyfunc", "jobs.publish", "jobs.pyfunc_model", "jobs.register", "jobs.spark", "jobs.train"]
 PATIENCE_SECONDS = 300.0
 State = Mapping[str, str]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +120,27 @@ def start(call: Callable[[Path], int | None], root: Path, *, fault: str = "", lo
     return process
 
 
+def asked(call: Callable[[Path], T], root: Path) -> T:
+    """What a function finds, in a process of its own: one that keeps files open would see them after they were put back."""
+    answer, out = _context().Pipe(duplex=False)
+    process = _context().Process(target=_answer, args=(call, root, out))
+    process.start()
+    out.close()
+    try:
+        found, error = answer.recv()
+    finally:
+        process.join()
+    assert error is None, error
+    return cast("T", found)
+
+
+def _answer(call: Callable[[Path], T], root: Path, out: Connection) -> None:
+    try:
+        out.send((call(root), None))
+    except BaseException:
+        out.send((None, traceback.format_exc()))
+
+
 def ended(process: BaseProcess) -> int:
     """Exit status of a process, waited for; ``-9`` if it was killed."""
     process.join(PATIENCE_SECONDS)
@@ -178,6 +204,13 @@ def _poll(read, root, stop, counts, out) -> None:
 # ---- a visit ---------------------------------------------------------------------------------------------------------
 
 
+def _read(poll: Callable[[Path], tuple[str, ...]] | None, root: Path) -> tuple[str, ...] | None:
+    try:
+        return poll(root) if poll else None
+    except ValueError:  # nothing there yet
+        return None
+
+
 class World:
     """The folder of a scenario, put back before each visit, and what an undisturbed run makes of it."""
 
@@ -187,17 +220,15 @@ class World:
         self.root.mkdir(parents=True)
         self.run(scenario.prepare)
         shutil.copytree(self.root, self._kept)
-        self.before = dict(scenario.look(self.root))
-        self.first_read = self._read()
+        self.before = self.look()
+        self.first_read = asked(partial(_read, scenario.poll), self.root)
         self.run(scenario.step)
-        self.after, self.leaves = dict(scenario.look(self.root)), scenario.leaves(self.root)
-        self.last_read = self._read()
+        self.after, self.leaves = self.look(), asked(scenario.leaves, self.root)
+        self.last_read = asked(partial(_read, scenario.poll), self.root)
 
-    def _read(self) -> tuple[str, ...] | None:
-        try:
-            return self.scenario.poll(self.root) if self.scenario.poll else None
-        except ValueError:
-            return None
+    def look(self) -> dict[str, str]:
+        """What a reader sees now."""
+        return dict(asked(self.scenario.look, self.root))
 
     def run(self, call: Callable[[Path], int | None], fault: str = "") -> int:
         """Exit status of a function in a process of its own; without a fault it must be 0."""
@@ -217,7 +248,7 @@ class World:
         Raises:
             AssertionError: a part is something else.
         """
-        state, gap = dict(self.scenario.look(self.root)), self.scenario.gaps.get(point)
+        state, gap = self.look(), self.scenario.gaps.get(point)
         assert state.keys() == self.before.keys() | self.after.keys()
         for part, value in state.items():
             assert value in (self.before.get(part), self.after.get(part), gap), f"{part}: {value}"
@@ -273,6 +304,6 @@ def full(world: World, point: str) -> Outcome:
 
 def compare(world: World) -> str:
     """The state after a rerun, which must be that of an undisturbed run."""
-    assert dict(world.scenario.look(world.root)) == world.after
-    assert world.scenario.leaves(world.root) == world.leaves
+    assert world.look() == world.after
+    assert asked(world.scenario.leaves, world.root) == world.leaves
     return "as undisturbed"
