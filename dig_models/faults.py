@@ -22,6 +22,7 @@ POINTS: dict[str, str] = {
     # A file is replaced by one with other text: a marker, a manifest, CURRENT, the record of a job.
     "file.written": "the new text is in a hidden file beside the old one, flushed",
     "file.replaced": "the new file has the name; the folder is not flushed",
+    "file.appended": "a line is at the end of a log, flushed",
     # A day of a table is staged and committed.
     "partition.staging_cleared": "the run holds its staging folder, which is empty",
     "partition.rows_written": "Spark has written all days into the staging folder",

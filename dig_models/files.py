@@ -127,12 +127,17 @@ def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line durably; half a line, left by a crash in mid-write, is dropped first. One writer at a time."""
-    with path.open("ab+") as out:
+    """Append a line durably; half a line, left by a crash in mid-write, is dropped first. One writer at a time.
+
+    Raises:
+        DiskFull: there was no space; half a line may be left, which is none.
+    """
+    with naming_full_disk(path), path.open("ab+") as out:
         out.seek(0)
         held = out.read()
         out.truncate(held.rfind(b"\n") + 1)
         out.write(line.encode() + b"\n")
         out.flush()
         os.fsync(out.fileno())
+        reached("file.appended")
     sync_dir(path.parent)

@@ -117,12 +117,13 @@ def standing(log_entries: Sequence[Entry]) -> list[Pair]:
     for entry in log_entries:
         if entry.outcome != "promoted":
             continue
-        if entry.action == "rollback" and len(stack) > 1:
+        known = stack[-1:] == [entry.before]
+        if entry.action == "rollback" and known:
             stack.pop()
-            continue
-        if entry.before.version and entry.before.generation and stack[-1:] != [entry.before]:
+        elif entry.action == "promote" and not known and entry.before.version and entry.before.generation:
             stack.append(entry.before)  # came into force before there was a log, or past it
-        stack.append(entry.after)
+        if stack[-1:] != [entry.after]:
+            stack.append(entry.after)
     return stack
 
 
@@ -139,10 +140,11 @@ def rollback_target(config: Config) -> Pair:
         JobError: there is none, or its generation is no longer kept.
     """
     root = index_root(config)
-    stack = standing(entries(root))
-    if len(stack) < 2:
-        raise JobError(f"{root / LOG}: no pair before {in_force(config)}, so there is nothing to roll back to; promote a version instead")
-    target = stack[-2]
+    now = in_force(config)
+    below = [pair for pair in standing(entries(root))[-2:] if pair != now]
+    if not below:
+        raise JobError(f"{root / LOG}: no pair before {now}, so there is nothing to roll back to; promote a version instead")
+    target = below[-1]
     if target.generation not in g.generations(root):
         raise JobError(
             f"rollback to {target}: the generation is gone (index.keep is {config.index.keep}); "
@@ -167,8 +169,13 @@ def move(config: Config, asked: Pair | None, request: Request) -> Entry:
     """
     root = index_root(config)
     with _alone(root):
-        settle(config)
-        before = in_force(config)
+        settled, before = settle(config), in_force(config)
+        if done := _done_before(root, asked, before, request):
+            return done
+        if settled and request.action == "rollback":
+            raise JobError(
+                f"a move that was cut short is settled now, and {before} is in force: look whether to roll back from that, then ask again"
+            )
         target = asked or rollback_target(config)
         entry = Entry(
             at=request.at, action=request.action, outcome="promoted", who=request.who, reason=request.reason, before=before, after=target
@@ -186,6 +193,15 @@ def move(config: Config, asked: Pair | None, request: Request) -> Entry:
             _carry_out(config, root, entry)
             retain(root, config.index.keep, also={pair.generation for pair in standing(entries(root))[-2:] if pair.generation})
     return entry
+
+
+def _done_before(root: Path, asked: Pair | None, before: Pair, request: Request) -> Entry | None:
+    """The entry of this very request, if an attempt that was cut short carried it out: a retried rollback must not go back twice."""
+    for last in entries(root)[-1:]:
+        same = (last.action, last.who, last.reason, last.at) == (request.action, request.who, request.reason, request.at)
+        if same and last.outcome == "promoted" and last.after == before and asked in (None, before):
+            return replace(last, message=f"{before} is in force already: an earlier attempt saw to it")
+    return None
 
 
 def settle(config: Config) -> Entry | None:
@@ -263,13 +279,14 @@ def _carry_out(config: Config, root: Path, entry: Entry) -> None:
     reached("promotion.intent_written")
     try:
         _aliases(config, entry)
+        switch(root, str(entry.after.generation))
     except Exception:
-        # The registry is away, or refuses: what did move goes back; if even that fails, the intent tells the next move.
-        with suppress(Exception):
-            _undo(config, entry)
-            _close(root, replace(entry, outcome="undone", message="the registry did not take the aliases"))
+        # The registry is away or the disk is full: what did move goes back; if even that fails, the intent tells the next move.
+        if g.current(root) != entry.after.generation:
+            with suppress(Exception):
+                _undo(config, entry)
+                _close(root, replace(entry, outcome="undone", message="alias and index could not both be moved"))
         raise
-    switch(root, str(entry.after.generation))
     reached("promotion.current_switched")
     found = in_force(config)
     if found != entry.after:

@@ -23,7 +23,7 @@ from typing import TypeVar, cast
 
 from dig_models import faults
 
-PRELOADED = ["pytest", "torch", "mlflow.pyfunc", "jobs.publish", "jobs.pyfunc_model", "jobs.register", "jobs.spark", "jobs.train"]
+PRELOADED = ["pytest", "torch", "mlflow.pyfunc", "jobs.promote", "jobs.pyfunc_model", "jobs.register", "jobs.spark", "jobs.train"]
 PATIENCE_SECONDS = 300.0
 State = Mapping[str, str]
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""Crash scenarios of the index: the real publish job on a lake of real shape; who is champion is given."""
+"""Crash scenarios of the index: the real job on a lake of real shape, then the switch as a promotion makes it; the champion is given."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from dig_models.bundle import items_to_arrow, save_bundle
 from dig_models.index import generation as g
 from dig_models.index.diff import Sids
 from dig_models.index.reader import IndexReader
-from jobs import publish as job
-from jobs import registry
+from dig_models.index.writer import locked, retain, switch
+from jobs import index as job
+from jobs import registry, runs
 from jobs.config import Config, load
-from jobs.entry import run
+from jobs.entry import Invocation, run
 from jobs.lake import Lake
 from tests import synthetic
 from tests.crash.harness import Scenario, files_of
@@ -51,12 +52,21 @@ def world(root: Path, *, days: int = 3) -> None:
 
 
 def step(root: Path, *, day: int = 0, keep: int = 3) -> int:
-    """``python -m jobs.publish`` of a day."""
+    """``python -m jobs.index`` of a day, and the switch to what it built."""
     champion = registry.ModelRef(name="dig", version="1", run_id="r", tags={"date": DAY.isoformat()})
     registry.find = lambda config, alias: champion  # type: ignore[assignment]
     registry.fetch = lambda config, ref: root / "bundle"  # type: ignore[assignment]
     options = ["--date", str(DAY + timedelta(days=day)), "--config", "conf/local.yaml"]
-    return run("publish", job.main, [*options, "--set", f"paths.home={root}", "--set", f"index.keep={keep}"], options=job._options)
+    return run("index", build_and_switch, [*options, "--set", f"paths.home={root}", "--set", f"index.keep={keep}"], options=job._options)
+
+
+def build_and_switch(call: Invocation) -> None:
+    """The job, and the part of a promotion that concerns the index."""
+    job.main(call)
+    index = job.index_root(call.config)
+    with locked(index):
+        switch(index, runs.read(call.config, call.date, "index")["index"]["generation"])
+        retain(index, call.config.index.keep)
 
 
 def published(root: Path, *, days: int) -> None:
@@ -129,16 +139,17 @@ def _scenario(
 
 
 WRITING = ("model_written", "maps_written", "arrays_written", "state_written")
-# The second file that a publish replaces is the manifest, the third CURRENT, the fourth publish.json.
-SWITCH = ("delta_written", "manifest_written", "file.written@2", "synced", "renamed", "installed", "verified", "file.written@3", "switched")
+# The second file that is replaced is the manifest, the third index.json, the fourth CURRENT.
+BUILT = ("delta_written", "manifest_written", "file.written@2", "synced", "renamed", "installed", "file.written@3")
+SWITCH = (*BUILT, "verified", "file.written@4", "switched")
 SCENARIOS = [
     _scenario("first generation", world, ("cleared", *WRITING, "bundle.items_written", *SWITCH), step),
     _scenario(
         "next day, one generation too many",
         partial(published, days=2),
-        ("cleared", *WRITING, "bundle.weights_written", *SWITCH, "file.replaced@3", "retired", "retention_done", "file.written@4"),
+        ("cleared", *WRITING, "bundle.weights_written", *SWITCH, "file.replaced@4", "retired", "retention_done"),
         partial(step, day=2, keep=2),
-        ("cleared", *WRITING, "bundle.weights_written", "delta_written", "file.written@2", "file.written@3"),
+        ("cleared", *WRITING, "bundle.weights_written", "delta_written", "file.written@2", "file.written@3", "file.written@4"),
     ),
     _scenario("current generation damaged", damaged, ("damaged_moved_aside", "renamed", "installed"), partial(step, day=1), poll=False),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.crash import index, lake, registration, training
+from tests.crash import index, lake, promotion, registration, training
 from tests.crash.harness import Scenario
 
-SCENARIOS: list[Scenario] = [*lake.SCENARIOS, *index.SCENARIOS, *training.SCENARIOS, *registration.SCENARIOS]
+SCENARIOS: list[Scenario] = [*lake.SCENARIOS, *index.SCENARIOS, *training.SCENARIOS, *registration.SCENARIOS, *promotion.SCENARIOS]

@@ -17,7 +17,7 @@ from dig_models.index import generation as g
 from jobs import cli, promotion, registry
 from jobs.entry import JobError, ServiceAway
 from jobs.files import exclusive
-from jobs.promotion import Entry, Pair, move, settle, standing
+from jobs.promotion import Entry, Pair, Request, move, settle, standing
 
 pytestmark = pytest.mark.slow
 
@@ -66,10 +66,10 @@ def test_the_champion_before_becomes_previous_and_rollbacks_go_back_step_by_step
     assert (world.aliases, world.current) == ({"champion": "3", "previous": "2"}, world.pairs[2].generation)
     move(world.config, None, asks("rollback", past_gate=True, allow_older=True))
     assert (world.aliases, world.current) == ({"champion": "2", "previous": "1"}, world.pairs[1].generation)
-    move(world.config, None, asks("rollback", past_gate=True, allow_older=True))
+    move(world.config, None, asks("rollback", who="bob", past_gate=True, allow_older=True))
     assert (world.aliases, world.current) == ({"champion": "1"}, world.pairs[0].generation)
     with pytest.raises(JobError, match="nothing to roll back to"):
-        move(world.config, None, asks("rollback", past_gate=True, allow_older=True))
+        move(world.config, None, asks("rollback", who="cyd", past_gate=True, allow_older=True))
     assert world.aliases == {"champion": "1"}
 
 
@@ -196,6 +196,53 @@ def test_a_torn_last_line_is_no_entry_and_is_dropped_by_the_next_move(world: Rel
     assert log_of(world) == [("promote", "promoted", "1")]
     move(world.config, world.pairs[1], asks())
     assert log_of(world) == [("promote", "promoted", "1"), ("promote", "promoted", "2")]
+
+
+def test_a_rollback_from_what_was_moved_by_hand_goes_to_what_was_promoted_last(world: ReleaseWorld) -> None:
+    for pair in world.pairs[:2]:
+        move(world.config, pair, asks())
+    registry.set_alias(world.config, registry.CHAMPION, "3")
+    promotion.switch(world.root, str(world.pairs[2].generation))
+    move(world.config, None, asks("rollback", past_gate=True, allow_older=True))
+    assert (world.aliases["champion"], world.current) == ("2", world.pairs[1].generation)
+    move(world.config, None, asks("rollback", who="bob", past_gate=True, allow_older=True))
+    assert (world.aliases["champion"], world.current) == ("1", world.pairs[0].generation)
+
+
+def cut_short(world: ReleaseWorld, monkeypatch: pytest.MonkeyPatch, request: Request) -> None:
+    """A move that ends after the switch, as a crash would end it."""
+
+    def crash(name: str) -> None:
+        if name == "promotion.current_switched":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(promotion, "reached", crash)
+    with pytest.raises(KeyboardInterrupt):
+        move(world.config, None, request)
+    monkeypatch.undo()
+
+
+def test_a_rollback_that_was_cut_short_and_is_tried_again_goes_back_once(world: ReleaseWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pair in world.pairs:
+        move(world.config, pair, asks())
+    request = asks("rollback", past_gate=True, allow_older=True, expected=world.pairs[2].generation)
+    cut_short(world, monkeypatch, request)
+    for _ in range(2):
+        assert "an earlier attempt saw to it" in move(world.config, None, request).message
+        assert (world.aliases, world.current) == ({"champion": "2", "previous": "1"}, world.pairs[1].generation)
+    assert log_of(world)[-1] == ("rollback", "promoted", "2")
+
+
+def test_another_rollback_after_one_that_was_cut_short_is_told_to_look_first(world: ReleaseWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pair in world.pairs:
+        move(world.config, pair, asks())
+    cut_short(world, monkeypatch, asks("rollback", past_gate=True, allow_older=True))
+    other = asks("rollback", who="bob", past_gate=True, allow_older=True)
+    with pytest.raises(JobError, match=r"cut short is settled now, and version 2 .* look whether"):
+        move(world.config, None, other)
+    assert world.aliases == {"champion": "2", "previous": "1"}
+    move(world.config, None, other)
+    assert world.aliases == {"champion": "1"}
 
 
 def test_a_line_that_cannot_be_read_is_named(world: ReleaseWorld) -> None:
