@@ -13,6 +13,8 @@ from ops.environment import compose_secrets, exports
 from ops.service import StackError
 from ops.stack import Stack
 
+INTERRUPTED = 130
+
 
 def _tell(line: str) -> None:
     sys.stdout.write(f"{line}\n")
@@ -32,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        Exit status: 0; 1 if a server does not start, or ``status`` found one that is not healthy; 2 for settings that cannot be used.
+        Exit status: 0; 1 if a server does not start, or ``status`` found one that is not healthy; 2 for settings that cannot be used;
+        130 if interrupted.
     """
     parser = argparse.ArgumentParser(prog="python -m ops", description="PostgreSQL, Redis, MLflow and Airflow on this machine.")
     shared = argparse.ArgumentParser(add_help=False)
@@ -66,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StackError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what has started keeps running until `make down`\n")
+        return INTERRUPTED
     return 0
 
 

@@ -22,10 +22,12 @@ from ops.supervise import tail
 ADMIN = "admin"
 COMMANDS = {
     "api-server": (),
-    "scheduler": ("--skip-serve-logs",),  # the log servers would bind every interface; the api-server reads the same folder
     "dag-processor": (),
-    "triggerer": ("--skip-serve-logs",),
+    "triggerer": ("--skip-serve-logs",),  # the log servers would bind every interface; the api-server reads the same folder
+    "scheduler": ("--skip-serve-logs",),
 }
+#: The scheduler comes last and goes first: a task that finds one of these away loses an attempt.
+NEEDS_OF_TASKS = ("postgres", "redis", "mlflow", "api-server")
 
 
 def pools(config: Config) -> dict[str, tuple[int, str]]:
@@ -115,7 +117,7 @@ class Airflow:
                 command=(sys.executable, "-m", "airflow", name, *options),
                 prepare=lambda: self.migrate(environment),
                 healthy=lambda since, name=name: self.healthy(name, since),  # type: ignore[misc]
-                needs=("postgres",),
+                needs=NEEDS_OF_TASKS if name == "scheduler" else ("postgres",),
                 patience=5.0 if name == "triggerer" else Service.patience,  # it lingers for ten, and holds nothing but its post
                 url=self.url if name == "api-server" else "",
             )

@@ -261,7 +261,9 @@ def _poll(done: Callable[[], bool], deadline: float) -> bool:
         try:
             if done():
                 return True
-        except OSError:
+        except (HttpError, OSError) as error:
+            if isinstance(error, HttpError) and error.status < 500:
+                raise
             if time.monotonic() > until:
                 raise
         if time.monotonic() > until:

@@ -38,7 +38,9 @@ class Started:
 
 def new_secret(name: str) -> str:
     """A random secret; ``fernet`` gets the form that Fernet asks for: 32 bytes in URL-safe base 64."""
-    return urlsafe_b64encode(secrets.token_bytes(32)).decode() if name == "fernet" else secrets.token_hex(20)
+    if name == "fernet":
+        return urlsafe_b64encode(secrets.token_bytes(32)).decode()
+    return secrets.token_hex(16 if name == "admin" else 32)  # people type the first; SHA-512 wants 64 bytes of the key that signs tokens
 
 
 @dataclass

@@ -38,8 +38,9 @@ def services(stack, state):
 
 def test_the_servers_start_after_what_they_need(services):
     names = list(services)
-    assert names == ["postgres", "redis", "mlflow", "api-server", "scheduler", "dag-processor", "triggerer"]
+    assert names == ["postgres", "redis", "mlflow", "api-server", "dag-processor", "triggerer", "scheduler"]
     assert all(names.index(need) < names.index(name) for name, service in services.items() for need in service.needs)
+    assert "api-server" in services["scheduler"].needs, "tasks report to it"
 
 
 def test_every_server_that_listens_binds_loopback(services, state):
