@@ -205,9 +205,9 @@ def fetch(config: Config, ref: ModelRef) -> Path:
     kept = Path(config.paths.home).resolve() / "mlflow" / "bundles" / f"{ref.name}-{ref.version}-{ref.lineage[:12]}"
     fetching = kept.with_name(f".{kept.name}")
     with exclusive(kept.parent.with_name(".bundles.lock")):
+        shutil.rmtree(fetching, ignore_errors=True)  # left by a process that was killed
         if kept.is_dir():
             return kept
-        shutil.rmtree(fetching, ignore_errors=True)  # left by a process that was killed
         fetching.mkdir(parents=True)
         try:
             source = f"{uri.rstrip('/')}/{BUNDLE}"

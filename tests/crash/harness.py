@@ -44,6 +44,7 @@ class Scenario:
         full: fault points at which the disk is full.
         gaps: points where a part is for a moment neither old nor new but known to be missing: what ``look`` then says.
         poll: a reader that runs beside every visit, see ``Poll``.
+        needs: fixture of something that outlives a visit; what it says is in the file of that name beside the world.
     """
 
     area: str
@@ -56,6 +57,7 @@ class Scenario:
     full: tuple[str, ...] = ()
     gaps: Mapping[str, str] = field(default_factory=dict)
     poll: Callable[[Path], tuple[str, ...]] | None = None
+    needs: str = ""
 
     @property
     def name(self) -> str:
@@ -214,8 +216,10 @@ def _read(poll: Callable[[Path], tuple[str, ...]] | None, root: Path) -> tuple[s
 class World:
     """The folder of a scenario, put back before each visit, and what an undisturbed run makes of it."""
 
-    def __init__(self, scenario: Scenario, home: Path) -> None:
+    def __init__(self, scenario: Scenario, home: Path, needs: str = "") -> None:
         self.scenario, self.root = scenario, home / "world"
+        if scenario.needs:
+            (home / scenario.needs).write_text(needs)
         self._kept, self.log = home / "before", home / "log"
         self.root.mkdir(parents=True)
         self.run(scenario.prepare)

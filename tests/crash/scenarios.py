@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tests.crash import index, lake, promotion, registration, training
+from tests.crash import fetching, index, lake, promotion, registration, spark_jobs, training
 from tests.crash.harness import Scenario
 
-SCENARIOS: list[Scenario] = [*lake.SCENARIOS, *index.SCENARIOS, *training.SCENARIOS, *registration.SCENARIOS, *promotion.SCENARIOS]
+SCENARIOS: list[Scenario] = [
+    *lake.SCENARIOS,
+    *index.SCENARIOS,
+    *training.SCENARIOS,
+    *registration.SCENARIOS,
+    *fetching.SCENARIOS,
+    *promotion.SCENARIOS,
+    *spark_jobs.SCENARIOS,
+]

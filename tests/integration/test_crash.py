@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 
 import pytest
+from pyspark.sql import SparkSession
 
 from dig_models.faults import POINTS
 from tests.crash import harness
 from tests.crash.harness import Scenario, World
 from tests.crash.scenarios import SCENARIOS
 from tests.crash.table import visited
+from tests.mlflow_server import Server
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def world_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Scenario], World]:
+def gateway(spark: SparkSession) -> str:
+    """Port and secret of the Java side of the tests' session, which the processes of a scenario share."""
+    parameters = spark.sparkContext._gateway.gateway_parameters  # type: ignore[union-attr]
+    return json.dumps([parameters.port, parameters.auth_token])
+
+
+@pytest.fixture(scope="module")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real MLflow server."""
+    server = Server(tmp_path_factory.mktemp("mlflow") / "server")
+    try:
+        server.start()
+        server.ready()
+        yield server.address
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def world_of(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[[Scenario], World]:
     """The world of a scenario, built when first asked for."""
     built: dict[str, World] = {}
 
     def world(scenario: Scenario) -> World:
         if scenario.name not in built:
-            built[scenario.name] = World(scenario, tmp_path_factory.mktemp(scenario.area))
+            needs = request.getfixturevalue(scenario.needs) if scenario.needs else ""
+            built[scenario.name] = World(scenario, tmp_path_factory.mktemp(scenario.area), needs)
         return built[scenario.name]
 
     return world
