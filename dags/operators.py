@@ -6,7 +6,8 @@ Each starts a job's command line, so that no DAG imports torch, pyspark or the j
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from dags.common import PROJECT, SPARK_POOL, job_environment, run_date, settings
 from dags.guard import RETRAIN, skip_unwanted, wants_retrain
 from dags.lineage import UNDATED, Lineage, of_features, of_model
 from dags.spans import Span, feature_span
-from jobs.config import Config
+from jobs.config import Config, ConfigError
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -37,6 +38,19 @@ def announce(operator: BaseOperator, context: Any, day: str) -> None:
         event = context["outlet_events"][asset]
         event.add_partitions(day)
         event.extra[RETRAIN] = wants_retrain(context)
+
+
+@contextmanager
+def failing_at_once() -> Iterator[None]:
+    """Turn settings or a date that cannot be used into a failure that is not tried again.
+
+    Raises:
+        AirflowFailException: with the message of the ``ConfigError``.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise AirflowFailException(str(error)) from None
 
 
 class Traced(BaseOperator):  # type: ignore[misc]  # Airflow's classes are Any to mypy here
@@ -101,7 +115,8 @@ class JobOperator(Traced):
             skip_unwanted(context)
         if self.arguments is None:
             day = run_date(context)
-            self.begin(of_model(self.job, day, settings()))
+            with failing_at_once():
+                self.begin(of_model(self.job, day, settings()))
             arguments = ["--date", day.isoformat()]
         else:
             self.begin(UNDATED[self.job])
@@ -159,8 +174,9 @@ class SparkJobOperator(SparkSubmitOperator, Traced):  # type: ignore[misc]
     def execute(self, context: Any) -> None:
         """Submit the job; an explained failure (exit status 2) is not tried again."""
         config = settings()
-        span = self.span(context, config)
-        self.begin(of_features(self.job, span, config))
+        with failing_at_once():
+            span = self.span(context, config)
+            self.begin(of_features(self.job, span, config))
         self.application_args = self.arguments(span) + (["--missing"] if span.missing else [])
         self.env_vars = {"PYTHONPATH": job_environment()["PYTHONPATH"]}
         try:

@@ -68,6 +68,16 @@ def test_another_failure_may_be_tried_again(tmp_path: Path, monkeypatch: pytest.
     assert not isinstance(caught.value, AirflowFailException)
 
 
+def test_a_date_that_cannot_be_used_fails_at_once_and_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dags: dict[str, Any]
+) -> None:
+    operator = job(tmp_path, monkeypatch, ARGUMENTS)
+    for task, day in ((operator, "2017-01-05"), (dags["dig_features"].get_task("ingest"), "2018-01-01")):
+        with pytest.raises(AirflowFailException, match=day):
+            task.execute(context(Run(day)))
+    assert not (tmp_path / "told").exists()
+
+
 def test_a_guarded_task_starts_nothing_after_a_backfill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
