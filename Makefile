@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 WITH_JAVA = JAVA_HOME="$$(scripts/ensure_java.sh)"
 
-.PHONY: help setup java retrain up down e2e test check lint types contracts unit integration benchmarks lock clean
+.PHONY: help setup java retrain up down e2e test check lint types contracts unit integration benchmarks chaos lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ benchmarks: setup  ## every script of benchmarks/, after `make retrain`; results
 lock:  ## write requirements.lock anew from what the environment holds
 	@{ grep '^#' requirements.lock; $(BIN)/python -m pip freeze --exclude-editable | sed -e 's/+cpu$$//'; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock
+
+chaos: setup  ## kill every step of every protocol, look at what is left, run it again; prints what was found
+	@$(WITH_JAVA) $(BIN)/pytest -q --durations=0 --durations-min=60 tests/integration/test_crash.py $(ARGS)
 
 clean:  ## remove what runs wrote; the virtual environment stays
 	@if [ -d .dig/stack ]; then $(BIN)/python -m ops down --set paths.home=.dig --purge; fi

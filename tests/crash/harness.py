@@ -117,6 +117,7 @@ def _child(call: Callable[[Path], int | None], root: Path, fault: str, log: Path
 
 def start(call: Callable[[Path], int | None], root: Path, *, fault: str = "", log: Path) -> BaseProcess:
     """Run a function of a module in a process of its own, its output in a file."""
+    log.touch()
     process = _context().Process(target=_child, args=(call, root, fault, log))
     process.start()
     return process
@@ -216,11 +217,11 @@ def _read(poll: Callable[[Path], tuple[str, ...]] | None, root: Path) -> tuple[s
 class World:
     """The folder of a scenario, put back before each visit, and what an undisturbed run makes of it."""
 
-    def __init__(self, scenario: Scenario, home: Path, needs: str = "") -> None:
+    def __init__(self, scenario: Scenario, home: Path, needs: str = "", *, log: Path | None = None) -> None:
         self.scenario, self.root = scenario, home / "world"
         if scenario.needs:
             (home / scenario.needs).write_text(needs)
-        self._kept, self.log = home / "before", home / "log"
+        self._kept, self.log = home / "before", log or home / "log"
         self.root.mkdir(parents=True)
         self.run(scenario.prepare)
         shutil.copytree(self.root, self._kept)
@@ -234,12 +235,15 @@ class World:
         """What a reader sees now."""
         return dict(asked(self.scenario.look, self.root))
 
-    def run(self, call: Callable[[Path], int | None], fault: str = "") -> int:
-        """Exit status of a function in a process of its own; without a fault it must be 0."""
+    def end(self, call: Callable[[Path], int | None], fault: str = "") -> int:
+        """Exit status of a function in a process of its own, whose output is then in ``log``."""
         self.log.write_bytes(b"")
-        status = ended(start(call, self.root, fault=fault, log=self.log))
-        assert fault or status == 0, self.log.read_text()
-        return status
+        return ended(start(call, self.root, fault=fault, log=self.log))
+
+    def run(self, call: Callable[[Path], int | None]) -> None:
+        """Run a function in a process of its own; it must end well."""
+        status = self.end(call)
+        assert status == 0, self.log.read_text()
 
     def restore(self) -> None:
         """The state before the step."""
@@ -272,7 +276,7 @@ def kill(world: World, point: str) -> Outcome:
     try:
         if poll:
             poll.again()
-        status = world.run(scenario.step, f"{point}=kill")
+        status = world.end(scenario.step, f"{point}=kill")
         assert status == -9, f"ended with status {status}: the point was not reached\n{world.log.read_text()}"
         seen = world.seen(point)
         if poll:
@@ -295,7 +299,7 @@ def kill(world: World, point: str) -> Outcome:
 def full(world: World, point: str) -> Outcome:
     """Meet a full disk at a point: one clear line, nothing changed, and the same as ever once there is space."""
     world.restore()
-    status = world.run(world.scenario.step, f"{point}=full")
+    status = world.end(world.scenario.step, f"{point}=full")
     said = world.log.read_text()
     assert status == 1, said
     assert "no space left to write it" in said and str(world.root) in said and "Traceback" not in said, said

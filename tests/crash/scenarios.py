@@ -6,11 +6,5 @@ from tests.crash import fetching, index, lake, promotion, registration, spark_jo
 from tests.crash.harness import Scenario
 
 SCENARIOS: list[Scenario] = [
-    *lake.SCENARIOS,
-    *index.SCENARIOS,
-    *training.SCENARIOS,
-    *registration.SCENARIOS,
-    *fetching.SCENARIOS,
-    *promotion.SCENARIOS,
-    *spark_jobs.SCENARIOS,
+    scenario for protocol in (lake, spark_jobs, index, training, registration, fetching, promotion) for scenario in protocol.SCENARIOS
 ]

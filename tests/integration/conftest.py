@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from live import live
 from rich.console import Console
 
 __all__ = ["live"]
+
+pytest.register_assert_rewrite("tests.crash.harness")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
