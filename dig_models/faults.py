@@ -95,6 +95,12 @@ POINTS: dict[str, str] = {
     "promotion.tags_set": "aliases, CURRENT and tags have moved, the log does not say so",
     "promotion.logged": "the log says so, the intent is still there",
     "promotion.intent_removed": "all is done",
+    # A generation is copied to a mirror, and from one.
+    "mirror.file": "a file of a generation is in the mirror",
+    "mirror.manifest": "the manifest is in the mirror, after all files that it names",
+    "mirror.current": "CURRENT of the mirror names the generation",
+    "pull.file": "a file of a generation is in the local folder of the pull",
+    "pull.installed": "the generation is whole in its place, but not current yet",
 }
 
 _visits: Counter[str] = Counter()

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from jobs import cli_lake, cli_promote, cli_show
+from jobs import cli_lake, cli_mirror, cli_promote, cli_show
 from jobs.cli_options import ConfigOption, SetOption, settings
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ app.add_typer(cli_show.index_app, name="index")
 app.command()(cli_promote.promote)
 app.command()(cli_promote.rollback)
 cli_show.index_app.command("log")(cli_promote.index_log)
+cli_mirror.add_to(cli_show.index_app)
 
 WRONG, INTERRUPTED = 2, 130
 UserOption = Annotated[str, typer.Option("--user", "-u", help="User id, as in the source.")]
@@ -135,10 +136,11 @@ def _explained() -> tuple[type[Exception], ...]:
     """Errors whose message is for the user; anything else is a fault of ours and keeps its traceback."""
     from dig_models.features import FeatureSpecMismatch
     from dig_models.index.generation import IndexCorrupt, IndexMissing
+    from dig_models.index.mirror import MirrorFailed
     from jobs.config import ConfigError
     from jobs.entry import JobError
 
-    return ConfigError, JobError, FeatureSpecMismatch, IndexMissing, IndexCorrupt
+    return ConfigError, JobError, FeatureSpecMismatch, IndexMissing, IndexCorrupt, MirrorFailed
 
 
 def _say(message: str, status: int) -> int:

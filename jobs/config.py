@@ -147,10 +147,22 @@ class GateConfig(Strict):
     min_items: Positive = 50
 
 
+def _place_of_mirror(url: str) -> str:
+    protocol, _, place = url.partition("://")
+    if not protocol or not place:
+        raise ValueError(f"a URL such as s3://bucket/index expected, found {url!r}")
+    if "@" in place:
+        raise ValueError("a URL without user or password expected; credentials belong into the environment")
+    return url.rstrip("/")
+
+
 class IndexConfig(Strict):
     """SID index generations."""
 
     keep: Positive = 5
+    mirrors: tuple[Annotated[str, AfterValidator(_place_of_mirror)], ...] = Field(
+        (), description="URLs of stores that hold a copy for hosts that do not mount the index, as s3://bucket/index"
+    )
 
 
 class MlflowConfig(Strict):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path, PurePosixPath
@@ -174,16 +175,21 @@ def generation_dir(root: Path, generation: str) -> Path:
     return folder
 
 
-def generations(root: Path) -> list[str]:
-    """Ids of the generations on disk, oldest date first; of one date, lower versions first."""
+def in_order(ids: Iterable[str]) -> list[str]:
+    """The generation ids among some names, oldest date first; of one date, lower versions first."""
 
     def order(generation: str) -> tuple[str, int, str, str]:
         match = _ID.fullmatch(generation)
         version = match["version"] if match else ""
         return generation[:10], int(version) if version.isdigit() else 0, version, generation
 
+    return sorted(filter(_ID.fullmatch, ids), key=order)
+
+
+def generations(root: Path) -> list[str]:
+    """Ids of the generations on disk, in the order of ``in_order``."""
     home = root / GENERATIONS
-    return sorted((p.name for p in home.iterdir() if _ID.fullmatch(p.name)), key=order) if home.is_dir() else []
+    return in_order(p.name for p in home.iterdir()) if home.is_dir() else []
 
 
 def current(root: Path) -> str | None:
@@ -193,11 +199,18 @@ def current(root: Path) -> str | None:
         IndexCorrupt: the file does not hold an id.
     """
     path = root / CURRENT
-    if not path.is_file():
-        return None
-    found = path.read_text(encoding="utf-8", errors="replace").strip()
+    return parse_current(path.read_bytes(), str(path)) if path.is_file() else None
+
+
+def parse_current(data: bytes, place: str) -> str:
+    """The id that the bytes of a ``CURRENT`` hold; ``place`` says whose.
+
+    Raises:
+        IndexCorrupt: they do not hold an id.
+    """
+    found = data.decode(errors="replace").strip()
     if not _ID.fullmatch(found):
-        raise IndexCorrupt("(unknown)", str(path), expected="a generation id", found=repr(found[:80]))
+        raise IndexCorrupt("(unknown)", place, expected="a generation id", found=repr(found[:80]))
     return found
 
 
@@ -222,12 +235,20 @@ def read_manifest(root: Path, generation: str) -> Manifest:
         IndexMissing: no such generation.
         IndexCorrupt: missing, unreadable, a path that leaves the folder, or changed after it was written.
     """
-    folder = generation_dir(root, generation)
-    path = folder / MANIFEST
+    path = generation_dir(root, generation) / MANIFEST
     if not path.is_file():
         raise IndexCorrupt(generation, MANIFEST, expected="a file", found="nothing")
+    return parse_manifest(path.read_bytes(), generation)
+
+
+def parse_manifest(data: bytes, generation: str) -> Manifest:
+    """The manifest of a generation from its bytes.
+
+    Raises:
+        IndexCorrupt: unreadable, a path that leaves the folder, another generation's, or changed after it was written.
+    """
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(p) for p in first["loc"]) or "JSON"

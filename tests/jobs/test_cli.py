@@ -54,6 +54,7 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     "command",
     ["retrain", "recommend", "rank", "config show", "lake show", "lake stale", "lake refresh", "index show", "index verify", "index diff"],
+    ["retrain", "recommend", "rank", "config show", "lake show", "index show", "index verify", "index diff", "index push", "index pull"],
 )
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: str) -> None:
     status, out, _ = said(capsys, *command.split(), "--help")
@@ -109,6 +110,14 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
         ("promote --reason r --version 1 --generation x", "give either --version or --generation"),
         ("promote --reason r --generation x", "no index generation"),
         ("rollback", "Missing option '--reason'"),
+        ("index push memory://nowhere", "no index was published yet"),
+        ("index push", "nowhere to push to"),
+        ("index push --generation A", "nowhere to push to"),
+        ("index push --generation A --set index.mirrors=[memory://nowhere]", "give the URL of one mirror"),
+        ("index push --set index.mirrors=[s3://key:secret@bucket]", "credentials belong into the environment"),
+        ("index push --set index.mirrors=[/a/folder]", "a URL such as s3://bucket/index expected, found '/a/folder'"),
+        ("index pull memory://nowhere", "mirror memory://nowhere serves nothing yet"),
+        ("index pull nowhere://x", "mirror nowhere://x: "),
         ("index show --set paths.index=s3://bucket/x", "paths.index s3://bucket/x: expected a folder"),
         ("lake show --set paths.lake=s3://bucket/x", "paths.lake s3://bucket/x: expected a folder"),
     ],
