@@ -95,12 +95,20 @@ class TrainConfig(Strict):
     seed: int = 2017
     ranks: Positive = Field(2, description="processes per host")
     threads_per_rank: Positive = 1
-    hosts: Positive = 1
-    rendezvous: str = Field("", description="host:port of the c10d rendezvous; empty means standalone")
+    hosts: Positive = Field(1, description="hosts that train together; all of them, or none: their number decides the result")
+    rendezvous: str = Field("", description="host:port of the c10d rendezvous, on one of the hosts; empty means standalone")
+    address: str = Field("", description="where other hosts reach this one, if not by its host name; differs by host: $DIG_TRAIN__ADDRESS")
+    max_restarts: Annotated[int, Field(ge=0)] = Field(0, description="times that ranks start anew after one failed or a host was lost")
+    join_minutes: Positive = Field(10, description="how long hosts wait for each other, at the start and for a lost one to come back")
+    lost_seconds: Annotated[int, Field(ge=3)] = Field(15, description="a host that was not heard of for so long is lost")
     backend: Literal["gloo", "nccl"] = "gloo"
     prefetch: Positive = Field(4, description="batches prepared ahead by the loader thread")
     shuffle_row_groups: Positive = Field(4, description="row groups mixed in the shuffle buffer")
     checkpoint_steps: Positive = 100
+
+
+LAUNCH = frozenset({"ranks", "hosts", "rendezvous", "address", "max_restarts", "join_minutes", "lost_seconds"})
+"""Settings of ``TrainConfig`` that say how processes find each other; of them the result knows only how many processes there are."""
 
 
 class RetrieveConfig(Strict):

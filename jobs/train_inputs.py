@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dig_models.config import LAUNCH
 from jobs.config import Config
 from jobs.dates import Window, days_between
 from jobs.entry import JobError
@@ -50,9 +51,10 @@ class TrainInputs:
             ranks: processes that train; they decide how examples form batches.
             ancestor: lineage of the model to start from, or an empty string.
         """
+        train = self.config.train.model_dump(mode="json", exclude=set(LAUNCH))
         facts: dict[str, Any] = {
             "date": self.day.isoformat(),
-            "settings": [self.config.digest("model", "train", "window"), self.config.dataset.rows_digest()],
+            "settings": [self.config.digest("model", "window"), train, self.config.dataset.rows_digest()],
             "inputs": self.inputs,
             "code": code_digest(*CODE),
             "ranks": ranks,

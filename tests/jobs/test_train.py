@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import train_world as tw
 
 from dig_models.bundle import load_bundle
+from dig_models.config import LAUNCH
 from jobs import runs
 from jobs.config import Config
 from jobs.entry import JobError
 from jobs.lake import Lake, MissingPartition
 from jobs.train_inputs import train_inputs
+from tests.jobs import train_world as tw
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,14 @@ def test_the_lineage_follows_data_settings_ranks_and_ancestor_and_nothing_else(c
         train_inputs(tw.settings(Path(config.paths.home), "train.lr=0.1"), tw.DAY).lineage(ranks=1, ancestor=""),
     ]
     assert len({lineage, *others}) == 4
+
+
+def test_where_processes_meet_does_not_change_the_lineage(config: Config) -> None:
+    """A training that goes on with another rendezvous, or with its ranks on fewer hosts, keeps its checkpoints."""
+    sets = ("hosts=2", "ranks=4", "rendezvous=other:1", "address=h1", "max_restarts=5", "join_minutes=1", "lost_seconds=60")
+    assert {one.partition("=")[0] for one in sets} == LAUNCH
+    moved = tw.settings(Path(config.paths.home), *(f"train.{one}" for one in sets))
+    assert train_inputs(moved, tw.DAY).lineage(ranks=8, ancestor="") == train_inputs(config, tw.DAY).lineage(ranks=8, ancestor="")
 
 
 @pytest.mark.parametrize("table", ["examples", "item_features", "cross_arrays"])
