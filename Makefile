@@ -8,10 +8,10 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 WITH_JAVA = JAVA_HOME="$$(scripts/ensure_java.sh)"
 
-.PHONY: help setup java retrain up down e2e test check lint types contracts unit integration benchmarks chaos lock clean
+.PHONY: help setup java retrain up down e2e test check lint types contracts unit integration image-test benchmarks chaos lock clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else f"Python 3.11 is needed, found {sys.version.split()[0]}: set PYTHON=/path/to/python3.11")'
@@ -57,6 +57,9 @@ unit: $(STAMP)
 
 integration: setup
 	@$(WITH_JAVA) $(BIN)/pytest -m slow
+
+image-test:  ## build the container image for real and test it, as root on a Debian; not part of `make test`
+	@scripts/image_test.sh $(ARGS)
 
 benchmarks: setup  ## every script of benchmarks/, after `make retrain`; results in benchmarks/results
 	@$(WITH_JAVA) $(BIN)/python -m benchmarks.features

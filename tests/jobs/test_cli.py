@@ -53,8 +53,10 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize(
     "command",
-    ["retrain", "recommend", "rank", "config show", "lake show", "lake stale", "lake refresh", "index show", "index verify", "index diff"],
-    ["retrain", "recommend", "rank", "config show", "lake show", "index show", "index verify", "index diff", "index push", "index pull"],
+    [
+        *("retrain", "recommend", "rank", "promote", "rollback", "config show", "lake show", "lake stale", "lake refresh"),
+        *("index show", "index verify", "index diff", "index log", "index push", "index pull"),
+    ],
 )
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: str) -> None:
     status, out, _ = said(capsys, *command.split(), "--help")
