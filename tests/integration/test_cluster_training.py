@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,39 +77,74 @@ def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes,
     return outcome(home)
 
 
+@dataclass
+class Pair:
+    """A training on two hosts of one rank; the first host keeps the rendezvous."""
+
+    home: Path
+    hosts: tuple[Host, Host]
+    running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, number: int, meeting: str) -> None:
+        host = self.hosts[number]
+        where = (f"train.rendezvous={meeting}", f"train.address={host.address}")
+        more = ("train.ranks=1", "train.hosts=2", "train.max_restarts=3", "train.lost_seconds=6")
+        self.running[number] = launch(self.home, self.log(number), *more, *where, host=host)
+
+    def log(self, number: int) -> Path:
+        return self.home / f"host{number}.log"
+
+    def lose(self, number: int) -> int:
+        """Kill a host once there is a checkpoint; returns the newest checkpoint's step."""
+        left = self.home / "checkpoints" / tw.DAY.isoformat()
+        wait_for(lambda: any(left.glob("steps/step-*")), list(self.running.values()), self.log(0))
+        end(self.running[number])
+        assert not (left / "bundle").exists(), "the host was lost in mid-training"
+        return max(int(path.name.removeprefix("step-")) for path in left.glob("steps/step-*"))
+
+    def finish(self) -> None:
+        for number, process in self.running.items():
+            assert process.wait(400) == 0, self.log(number).read_text()
+
+    def resumed_at(self) -> int:
+        """Step that rank 0 went on from."""
+        lines = [line for line in self.log(0).read_text().splitlines() if "resuming from" in line]
+        return int(lines[-1].rpartition("step ")[2].split()[0]) if lines else 0
+
+
 @pytest.fixture
-def hosts() -> Iterator[tuple[Host, Host]]:
-    with two_hosts() as pair:
-        yield pair
+def pair(world: Path, tmp_path: Path) -> Iterator[Pair]:
+    with two_hosts() as hosts:
+        started = Pair(home_of(world, tmp_path), hosts)
+        try:
+            yield started
+        finally:
+            for process in started.running.values():
+                if process.poll() is None:
+                    end(process)
 
 
-def test_a_host_that_is_lost_and_comes_back_costs_nothing_but_time(
-    world: Path, whole: tuple[bytes, Any], hosts: tuple[Host, Host], tmp_path: Path
-) -> None:
-    """Two hosts of one rank; SIGKILL all of the one without the rendezvous, start it again: the bits of one host with two ranks."""
-    home, keeper, other = home_of(world, tmp_path), hosts[0], hosts[1]
-    meeting = f"{keeper.address}:{free_port()}"
-    settings = ("train.ranks=1", "train.hosts=2", f"train.rendezvous={meeting}", "train.max_restarts=3", "train.lost_seconds=6")
+def test_a_host_that_is_lost_and_comes_back_costs_nothing_but_time(pair: Pair, whole: tuple[bytes, Any]) -> None:
+    """SIGKILL all of the host without the rendezvous, start it again: the bits of one host with two ranks."""
+    meeting = f"{pair.hosts[0].address}:{free_port()}"
+    for number in (0, 1):
+        pair.start(number, meeting)
+    saved = pair.lose(1)
+    pair.start(1, meeting)
+    pair.finish()
+    assert pair.resumed_at() >= saved, "nothing before the checkpoint was done again"
+    assert outcome(pair.home) == whole
 
-    def start(host: Host, log: str) -> subprocess.Popen[bytes]:
-        return launch(home, home / log, *settings, f"train.address={host.address}", host=host)
 
-    checkpoints = home / "checkpoints" / tw.DAY.isoformat() / "steps"
-    running = [start(keeper, "keeper.log"), start(other, "lost.log")]
-    try:
-        wait_for(lambda: any(checkpoints.glob("step-*")), running, home / "keeper.log")
-        end(running[1])
-        saved = max(int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-*"))
-        assert not (home / "checkpoints" / tw.DAY.isoformat() / "bundle").exists(), "the host was lost in mid-training"
-        running[1] = start(other, "back.log")
-        for process, log in zip(running, ("keeper.log", "back.log"), strict=True):
-            assert process.wait(400) == 0, (home / log).read_text()
-    finally:
-        for process in running:
-            if process.poll() is None:
-                end(process)
-    resumed = [line for line in (home / "keeper.log").read_text().splitlines() if "resuming from" in line]
-    assert resumed and int(resumed[-1].rpartition("step ")[2].split()[0]) >= saved, "nothing before the checkpoint was done again"
-    weights, curves = outcome(home)
-    assert weights == whole[0]
-    assert curves == whole[1]
+def test_the_loss_of_the_rendezvous_ends_all_and_starting_all_again_goes_on(pair: Pair, whole: tuple[bytes, Any]) -> None:
+    meeting = f"{pair.hosts[0].address}:{free_port()}"
+    for number in (0, 1):
+        pair.start(number, meeting)
+    saved = pair.lose(0)
+    assert pair.running[1].wait(200) not in (0, None)
+    other = f"{pair.hosts[1].address}:{free_port()}"
+    for number in (0, 1):
+        pair.start(number, other)
+    pair.finish()
+    assert pair.resumed_at() >= saved, "nothing before the checkpoint was done again"
+    assert outcome(pair.home) == whole
