@@ -6,6 +6,7 @@ import configparser
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,11 @@ def steps() -> list[tuple[str, str]]:
 def test_the_base_is_an_argument() -> None:
     assert [name for name, _ in steps()][:2] == ["ARG", "FROM"]
     assert steps()[0][1].startswith("BASE=") and steps()[1][1] == "${BASE}"
+
+
+def test_the_label_says_the_version_of_the_project() -> None:
+    version = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
+    assert ("ARG", f"VERSION={version}") in steps()
 
 
 def test_the_last_word_on_the_user_is_not_root_and_nothing_is_written_after_it() -> None:
