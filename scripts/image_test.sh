@@ -66,10 +66,14 @@ make_base() {
 
 build() {
   local -a volumes
+  local before replaced
+  before=$(ours images --quiet --no-trunc "$tag" 2>/dev/null || true)
   mapfile -t volumes < <(python3 scripts/pip_for_build.py "$work")
   apt-config dump | grep -E '^Acquire::(Check-|Retries|http|https)' >"$work/apt.conf" || true
   ours bud --isolation chroot --network host --layers --format docker --tag "$tag" --build-arg "BASE=$base" \
     --secret "id=pip,src=$work/pip.conf" --volume "$work/apt.conf:/etc/apt/apt.conf.d/90host:ro" "${volumes[@]}" .
+  replaced=$(comm -13 <(ours images --quiet --no-trunc "$tag" | sort) <(printf '%s' "$before" | sort))
+  [ -z "$replaced" ] || ours rmi "$replaced" >/dev/null # the image before; the layers that both have stay
 }
 
 # A command in the built image, as its own user, with what the image leaves out mounted beside it.
