@@ -36,19 +36,18 @@ def promote(
     if (version is None) == (generation is None):
         raise typer.BadParameter("give either --version or --generation")
     force = settings(config, sets)
-    from jobs.promote import of_generation, of_version
-    from jobs.promotion import move
+    from jobs.promote import by_hand, of_generation, of_version
 
     target = of_version(force, version) if version is not None else of_generation(force, str(generation))
-    _tell(move(force, target, _request("promote", reason, who, past_gate=past_gate)))
+    _tell(by_hand(force, target, _request("promote", reason, who, past_gate=past_gate)))
 
 
 def rollback(reason: ReasonOption, who: WhoOption = None, config: ConfigOption = None, sets: SetOption = None) -> None:
     """Go back to the version and index that were in force before; nothing is built."""
     force = settings(config, sets)
-    from jobs.promotion import move
+    from jobs.promote import by_hand
 
-    _tell(move(force, None, _request("rollback", reason, who, past_gate=True)))
+    _tell(by_hand(force, None, _request("rollback", reason, who, past_gate=True)))
 
 
 def index_log(

@@ -17,8 +17,9 @@ from typing import Any
 from dig_models.index import generation as g
 from jobs import registry, runs
 from jobs.config import Config
-from jobs.entry import Invocation, JobError, run
+from jobs.entry import Invocation, JobError, ServiceAway, run
 from jobs.index import build_index, index_root
+from jobs.mirrors import push_all
 from jobs.progress import emit
 from jobs.promotion import Entry, Pair, Request, move
 
@@ -46,6 +47,17 @@ def promote_day(config: Config, day: date, request: Request) -> dict[str, Any]:
     runs.save(config, day, "promote", record)
     _tell(entry)
     return record
+
+
+def by_hand(config: Config, target: Pair | None, request: Request) -> Entry:
+    """Move to what a person named (None: back to the pair before), and bring the mirrors along.
+
+    Raises:
+        JobError: refused, or a mirror was not brought along; see ``promotion.move`` and ``mirror``.
+    """
+    entry = move(config, target, request)
+    mirror(config)
+    return entry
 
 
 def said(target: Pair) -> str:
@@ -114,9 +126,23 @@ def main(call: Invocation) -> None:
         raise JobError("promote: --reason is required, for the log: why is this moved by hand?")
     if call.days:
         promote_day(config, call.date, request)
+        mirror(config)
     else:
-        _tell(move(config, _named(config, options), request))
+        _tell(by_hand(config, _named(config, options), request))
     emit("promote", 1, 1)
+
+
+def mirror(config: Config) -> None:
+    """Bring the mirrors of the index to what serves now.
+
+    Raises:
+        ServiceAway: some could not be; the promotion stands, and another attempt only pushes.
+    """
+    try:
+        for pushed in push_all(config):
+            log.info("mirror %s serves %s", pushed.url, pushed.generation)
+    except JobError as error:
+        raise ServiceAway(f"the promotion stands, but {error}") from error
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tests.crash import fetching, index, lake, promotion, registration, spark_jobs, training
+from tests.crash import fetching, index, lake, mirror, promotion, registration, spark_jobs, training
 from tests.crash.harness import Scenario
 
-SCENARIOS: list[Scenario] = [
-    scenario for protocol in (lake, spark_jobs, index, training, registration, fetching, promotion) for scenario in protocol.SCENARIOS
-]
+PROTOCOLS = (lake, spark_jobs, index, training, registration, fetching, promotion, mirror)
+SCENARIOS: list[Scenario] = [scenario for protocol in PROTOCOLS for scenario in protocol.SCENARIOS]
