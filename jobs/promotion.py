@@ -172,7 +172,7 @@ def move(config: Config, asked: Pair | None, request: Request) -> Entry:
         settled, before = settle(config), in_force(config)
         if done := _done_before(root, asked, before, request):
             return done
-        if settled and request.action == "rollback":
+        if settled and settled.outcome == "promoted" and request.action == "rollback":
             raise JobError(
                 f"a move that was cut short is settled now, and {before} is in force: look whether to roll back from that, then ask again"
             )
@@ -197,9 +197,9 @@ def move(config: Config, asked: Pair | None, request: Request) -> Entry:
 
 def _done_before(root: Path, asked: Pair | None, before: Pair, request: Request) -> Entry | None:
     """The entry of this very request, if an attempt that was cut short carried it out: a retried rollback must not go back twice."""
-    for last in entries(root)[-1:]:
+    for last in [entry for entry in entries(root) if entry.outcome == "promoted"][-1:]:
         same = (last.action, last.who, last.reason, last.at) == (request.action, request.who, request.reason, request.at)
-        if same and last.outcome == "promoted" and last.after == before and asked in (None, before):
+        if same and last.after == before and asked in (None, before):
             return replace(last, message=f"{before} is in force already: an earlier attempt saw to it")
     return None
 

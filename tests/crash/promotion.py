@@ -36,12 +36,12 @@ def look(root: Path) -> Mapping[str, str]:
 
 
 def leaves(root: Path) -> Mapping[str, object]:
-    """Aliases, tags, what came into force in order, and every file of the index but the log, which also tells of what was undone."""
+    """Aliases, tags, what came into force in order, and every file of the index but locks and the log, which also tells what was undone."""
     config = rw.settings(root)
     place = root / "index"
     moves = [(entry.action, entry.after, entry.who, entry.reason) for entry in promotion.entries(place) if entry.outcome == "promoted"]
     tags = {ref.version: dict(ref.tags) for ref in registry.versions(config)}
-    return {**look(root), "moves": moves, "tags": tags, "files": files_of(place, but=(promotion.LOG,))}
+    return {**look(root), "moves": moves, "tags": tags, "files": files_of(place, but=(promotion.LOG, promotion.LOCK, ".lock"))}
 
 
 def by_generation(root: Path, *, number: int) -> int:
