@@ -24,6 +24,10 @@ class ServiceAway(JobError):
     """A server that a job needs does not answer; a retry may find it again."""
 
 
+class Held(JobError):
+    """Another run holds what a job needs; a retry may find it free."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Invocation:
     """What a job was asked to do.
@@ -86,7 +90,7 @@ def run(
 
     Returns:
         Exit status: 0, or for an error that its message explains (no traceback is printed for those) 2, or 1 if a retry may find
-        it mended: a server that did not answer, a disk that was full.
+        it mended: a server that did not answer, a lock that another run held, a disk that was full.
     """
     parser = argparse.ArgumentParser(prog=f"python -m jobs.{name}", description=(sys.modules[main.__module__].__doc__ or "").split("\n")[0])
     parser.add_argument("--config", type=Path, default=None, help="settings file; default $DIG_CONFIG, then conf/local.yaml")
@@ -108,7 +112,7 @@ def run(
         if dated and not days:
             raise ConfigError(f"--from {first} --to {last}: the range is empty; --from must not be after --to")
         main(Invocation(config=load(args.config, args.set), days=days, options=args))
-    except (ServiceAway, DiskFull) as error:
+    except (ServiceAway, Held, DiskFull) as error:
         logging.getLogger(f"jobs.{name}").error("%s", error)
         return 1
     except (ConfigError, JobError, FeatureSpecMismatch) as error:

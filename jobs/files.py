@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dig_models import files
 from dig_models.files import replace_text
-from jobs.entry import JobError
+from jobs.entry import Held
 
 __all__ = ["exclusive", "replace_text"]
 
@@ -18,11 +18,11 @@ def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock file; the operating system lets it go when the process ends, however it ends.
 
     Raises:
-        JobError: another process holds it and ``wait`` is off.
+        Held: another process holds it and ``wait`` is off.
     """
     with ExitStack() as held:
         try:
             held.enter_context(files.exclusive(path, wait=wait))
         except BlockingIOError as error:
-            raise JobError(f"{path}: held by another run that builds the same days ({error.strerror}); wait for it to end") from None
+            raise Held(f"{path}: held by another run that builds the same days ({error.strerror}); wait for it to end") from None
         yield

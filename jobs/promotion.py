@@ -24,7 +24,7 @@ from dig_models.index.verify import verify
 from dig_models.index.writer import locked, retain, switch
 from jobs import registry
 from jobs.config import Config
-from jobs.entry import JobError
+from jobs.entry import Held, JobError
 from jobs.index import index_root
 
 log = logging.getLogger("jobs.promotion")
@@ -236,7 +236,7 @@ def _alone(root: Path) -> Iterator[None]:
     except BlockingIOError as error:
         intent = root / INTENT
         by = f" by {Entry.parse(intent.read_text(encoding='utf-8')).who}" if intent.is_file() else ""
-        raise JobError(
+        raise Held(
             f"another promotion is under way{by} ({error.strerror}); nothing was moved: look at what it did, then ask again"
         ) from None
 

@@ -108,7 +108,7 @@ def test_a_range_that_cannot_be_built_is_refused_in_one_line(
 def test_a_second_backfill_is_told_to_wait(tiny_conf: Path, caplog: pytest.LogCaptureFixture) -> None:
     lake = MarkerWorld(load(tiny_conf)).lake
     with alone(lake):
-        assert started(tiny_conf, "--from", "2024-03-10", "--to", "2024-03-12") == 2
+        assert started(tiny_conf, "--from", "2024-03-10", "--to", "2024-03-12") == 1, "a retry may find it free"
     assert ".backfill.lock: held by another run that builds the same days (process " in caplog.text
 
 
