@@ -55,8 +55,9 @@ class StackClient:
 
     @property
     def env(self) -> dict[str, str]:
-        """Environment of a process that talks to the stack."""
-        return {**os.environ, **self.state.environment}
+        """Environment of a process that talks to the stack; settings in the caller's own are not the stack's."""
+        mine = {name: value for name, value in os.environ.items() if not name.startswith(("DIG_", "AIRFLOW"))}
+        return {**mine, **self.state.environment}
 
     @property
     def config(self) -> Config:
@@ -133,7 +134,7 @@ class StackClient:
                 raise StackError("DAGs cannot be loaded: " + "\n".join(errors))
             return wanted <= set(self.dags())
 
-        if not _poll(loaded, deadline):
+        if not poll(loaded, deadline):
             raise StackError(f"DAGs {sorted(wanted - set(self.dags()))} were not loaded within {deadline:.0f} s")
 
     def unpause(self, *dag_ids: str) -> None:
@@ -186,7 +187,7 @@ class StackClient:
             found[:] = [r["dag_run_id"] for r in self.runs(dag_id) if r["partition_key"] == day and r["dag_run_id"] not in known]
             return bool(found)
 
-        if not _poll(there, deadline):
+        if not poll(there, deadline):
             there_are = [run["dag_run_id"] for run in self.runs(dag_id)]
             raise RunFailed(f"{dag_id}: nothing set off a run for {day} within {deadline:.0f} s; runs: {there_are}")
         return found[0]
@@ -209,14 +210,22 @@ class StackClient:
         run: dict[str, Any] = {}
 
         def over() -> bool:
-            run.update(self.api("GET", f"/dags/{dag_id}/dagRuns/{_quoted(run_id)}"))
+            run.update(self.run(dag_id, run_id))
             return run["state"] in FINISHED or (expect == "success" and "failed" in self.task_states(dag_id, run_id).values())
 
-        ended = _poll(over, deadline)
+        ended = poll(over, deadline)
         if run["state"] == expect:
             return run
         said = "" if ended else f" after {deadline:.0f} s"
         raise RunFailed(f"{dag_id} {run_id} is {run['state']}{said}, {expect} expected\n{self._why(dag_id, run_id)}")
+
+    def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        """One run, as the API tells it."""
+        return dict(self.api("GET", f"/dags/{dag_id}/dagRuns/{_quoted(run_id)}"))
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str) -> Any:
+        """What a task of a run left for others under a name."""
+        return self.api("GET", f"/dags/{dag_id}/dagRuns/{_quoted(run_id)}/taskInstances/{task_id}/xcomEntries/{key}")["value"]
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Task instances of a run."""
@@ -254,7 +263,7 @@ def _quoted(run_id: str) -> str:
     return urllib.parse.quote(run_id, safe="")
 
 
-def _poll(done: Callable[[], bool], deadline: float) -> bool:
+def poll(done: Callable[[], bool], deadline: float) -> bool:
     """Whether ``done`` came true within ``deadline`` seconds; a server that is away for a moment is asked again."""
     until = time.monotonic() + deadline
     while True:

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
-from tiny_shop import TINY_ITEMS, TINY_USERS, tiny_dataset, tiny_rows, write_events
+from tiny_shop import tiny_dataset, write_tables
 
 from jobs.config import Config, load
 
@@ -35,20 +33,7 @@ def tiny_session_config() -> Config:
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Raw tables of the small data set: events.csv, products.parquet, people.csv."""
-    folder = tmp_path_factory.mktemp("tiny")
-    write_events(folder / "events.csv", tiny_rows())
-    items = range(TINY_ITEMS)
-    products = {
-        "sku": [f"i{i}" for i in items],
-        "title": [f"Item {i}" for i in items],
-        "kind": [None if i == 0 else f"k{i % 5}" for i in items],
-        "maker": [f"m{i % 7}" for i in items],
-        "price": [0.5 + i for i in items],
-    }
-    pq.write_table(pa.table(products), folder / "products.parquet")
-    people = [f"u{u},{'young' if u % 2 else 'old'}" for u in range(TINY_USERS)]
-    (folder / "people.csv").write_text("\n".join(["person,age", *people]) + "\n")
-    return folder
+    return write_tables(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

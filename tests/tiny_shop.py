@@ -6,6 +6,8 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 TINY_FIRST = date(2024, 3, 1)
@@ -35,14 +37,17 @@ PLACE: dict[str, Any] = {
 }
 
 
-def tiny_rows() -> list[tuple[str, str, str, datetime, int, int, float]]:
+Row = tuple[str, str, str, datetime, int, int, float]
+
+
+def tiny_rows(first: date = TINY_FIRST) -> list[Row]:
     """An impression log: session, user, product, time, clicked, amount, price; three impressions a session, at most one click."""
     rows = []
     for day in range(TINY_DAYS):
         for user in range(TINY_USERS):
             if (user + day) % 3:
                 continue
-            start = datetime(TINY_FIRST.year, TINY_FIRST.month, TINY_FIRST.day, 8, user) + timedelta(days=day)
+            start = datetime(first.year, first.month, first.day, 8, user) + timedelta(days=day)
             for place in range(3):
                 item = (user * 7 + day * 3 + place * 11) % TINY_ITEMS
                 clicked = int(place == (user + day) % 4)
@@ -50,13 +55,30 @@ def tiny_rows() -> list[tuple[str, str, str, datetime, int, int, float]]:
     return rows
 
 
-def write_events(path: Path, rows: list[tuple[str, str, str, datetime, int, int, float]]) -> None:
+def write_events(path: Path, rows: list[Row]) -> None:
     """Write an impression log as the small data set has it."""
     lines = [f"{s},{u},{i},{t.isoformat(sep=' ')},{c},{n},{v}" for s, u, i, t, c, n, v in rows]
     path.write_text("\n".join(["session,person,sku,time,clicked,amount,price", *lines]) + "\n")
 
 
-def tiny_dataset(data: Path) -> dict[str, object]:
+def write_tables(folder: Path, first: date = TINY_FIRST) -> Path:
+    """Write the raw tables ``events.csv``, ``products.parquet`` and ``people.csv``; returns their folder."""
+    write_events(folder / "events.csv", tiny_rows(first))
+    items = range(TINY_ITEMS)
+    products = {
+        "sku": [f"i{i}" for i in items],
+        "title": [f"Item {i}" for i in items],
+        "kind": [None if i == 0 else f"k{i % 5}" for i in items],
+        "maker": [f"m{i % 7}" for i in items],
+        "price": [0.5 + i for i in items],
+    }
+    pq.write_table(pa.table(products), folder / "products.parquet")
+    people = [f"u{u},{'young' if u % 2 else 'old'}" for u in range(TINY_USERS)]
+    (folder / "people.csv").write_text("\n".join(["person,age", *people]) + "\n")
+    return folder
+
+
+def tiny_dataset(data: Path, first: date = TINY_FIRST) -> dict[str, object]:
     """Settings of the small data set, as a YAML file would hold them."""
     return {
         "name": "tiny",
@@ -80,9 +102,9 @@ def tiny_dataset(data: Path) -> dict[str, object]:
             "items": {"path": str(data / "products.parquet"), "columns": {"item_id": "sku"}},
             "users": {"path": str(data / "people.csv"), "format": "csv", "columns": {"user_id": "person"}},
         },
-        "first_date": TINY_FIRST,
-        "last_date": TINY_FIRST + timedelta(days=TINY_DAYS - 1),
-        "default_date": TINY_FIRST + timedelta(days=TINY_DAYS - 1),
+        "first_date": first,
+        "last_date": first + timedelta(days=TINY_DAYS - 1),
+        "default_date": first + timedelta(days=TINY_DAYS - 1),
         "catalogue": {"window_days": 14, "min_events": 1},
         "item_name": ["title", "kind"],
         "item_fields": [
@@ -98,19 +120,20 @@ def tiny_dataset(data: Path) -> dict[str, object]:
     }
 
 
-def write_tiny_place(folder: Path, data: Path, **more: Any) -> Path:
+def write_tiny_place(folder: Path, data: Path, first: date = TINY_FIRST, **more: Any) -> Path:
     """Write settings of the small data set with a home of its own, ``<folder>/home``.
 
     Args:
         folder: an empty one.
         data: the raw tables.
+        first: their first day.
         more: further sections.
 
     Returns:
         The settings file.
     """
     (folder / "datasets").mkdir()
-    (folder / "datasets" / "tiny.yaml").write_text(yaml.safe_dump(tiny_dataset(data), sort_keys=False))
+    (folder / "datasets" / "tiny.yaml").write_text(yaml.safe_dump(tiny_dataset(data, first), sort_keys=False))
     conf = folder / "local.yaml"
     conf.write_text(yaml.safe_dump({**PLACE, "paths": {"home": str(folder / "home")}, **more}))
     return conf

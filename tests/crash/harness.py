@@ -66,7 +66,12 @@ class Scenario:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What was found at one visit; ``seen`` is what readers saw after the crash."""
+    """What was found at one visit.
+
+    Attributes:
+        seen: what readers saw after the crash.
+        done: what had been done when it came, where ``point`` is no fault point.
+    """
 
     point: str
     situation: str
@@ -76,6 +81,7 @@ class Outcome:
     reads: int = 0
     mixed: int = 0
     missing: int = 0
+    done: str = ""
 
 
 OUTCOMES: list[Outcome] = []

@@ -100,7 +100,12 @@ def read(root: Path) -> tuple[str, ...]:
     Raises:
         IndexMissing, IndexCorrupt: there is none that can be read.
     """
-    reader = IndexReader.open(job.index_root(config_of(root)))
+    return answer(job.index_root(config_of(root)))
+
+
+def answer(index: Path) -> tuple[str, ...]:
+    """See ``read``."""
+    reader = IndexReader.open(index)
     found = reader.retriever.retrieve(reader.state, np.arange(1), k=3, beam=5, rerank=5)
     assert (found.item_GJ > 0).any()
     code_ML = Sids.read(reader.folder, reader.manifest.id).code_ML

@@ -29,6 +29,6 @@ def show(console: Console) -> None:
         return
     table = Table("fault point", "done there", "situation", "died", "readers then saw", "after the rerun", box=None, padding=(0, 1))
     for one in OUTCOMES:
-        table.add_row(one.point, POINTS[one.point.partition("@")[0]], one.situation, one.died, one.seen, one.rerun)
+        table.add_row(one.point, POINTS.get(one.point.partition("@")[0], one.done), one.situation, one.died, one.seen, one.rerun)
     console.print(table)
     console.print(totals())

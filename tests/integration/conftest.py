@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from live import live
+from live import live, released
 from rich.console import Console
 
-__all__ = ["live"]
+__all__ = ["live", "released"]
 
 pytest.register_assert_rewrite("tests.crash.harness")
 
