@@ -61,8 +61,9 @@ integration: setup
 image-test:  ## build the container image for real and test it, as root on a Debian; not part of `make test`
 	@scripts/image_test.sh $(ARGS)
 
-benchmarks: setup  ## every script of benchmarks/, after `make retrain`; results in benchmarks/results
+benchmarks: setup  ## the scripts of benchmarks/ that need no server, after `make retrain`; results in benchmarks/results
 	@$(WITH_JAVA) $(BIN)/python -m benchmarks.features
+	@$(WITH_JAVA) $(BIN)/python -m benchmarks.backfill
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.crosses
 	@$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 -m benchmarks.training
 	@$(BIN)/python -m benchmarks.quality

@@ -9,6 +9,7 @@ from typing import Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 
 from dags.common import settings
+from dags.lineage import UNDATED
 from dags.notify import Notifier
 
 TASK = "approve"
@@ -43,6 +44,8 @@ class Approval(ApprovalOperator):  # type: ignore[misc]  # Airflow's classes are
 
     def execute(self, context: Any) -> Any:
         """Ask, unless no approval is needed."""
+        for line in UNDATED[TASK].lines():
+            self.log.info("%s", line)
         return None if self.waived(context) else super().execute(context)
 
 

@@ -12,16 +12,17 @@ from airflow.sdk.exceptions import AirflowFailException
 from dags.common import EXAMPLES, as_date, asked, default_args, settings
 from dags.guard import KEPT, RETRAIN, skip
 from dags.lineage import UNDATED
-from dags.operators import JobOperator, SparkJobOperator, Traced
+from dags.operators import JobOperator, SparkJobOperator, Traced, sweep
 from dags.spans import Span, days
 from jobs.config import Config, ConfigError
 
 DOC = """
 ### Features of past days
 
-`features → retrain, stale`. `features` takes the days `from` … `to` through ingest, item_features, u2i_crosses and examples in one Spark
-application, in chunks of `backfill.chunk_days` days, with the earlier days that their features reach. Days that are up to date stay, so
-a run that was cut short goes on where it was; `anew` builds the days of the range all the same.
+`features → retrain, stale`, teardown `sweep`. `features` takes the days `from` … `to` through ingest, item_features, u2i_crosses and
+examples in one Spark application, in chunks of `backfill.chunk_days` days, with the earlier days that their features reach. Days that
+are up to date stay, so a run that was cut short goes on where it was; with `anew` all days of the range are built, and another attempt
+begins with the first one.
 
 | param | |
 |---|---|
@@ -81,6 +82,7 @@ with DAG(
     description="Features of a range of past days in one Spark application; trains only on request",
     doc_md=DOC,
     schedule=None,
+    is_paused_upon_creation=False,  # nothing sets it off but a person
     catchup=False,
     max_active_runs=1,
     default_args=default_args(),
@@ -114,4 +116,4 @@ with DAG(
         execution_timeout=timedelta(minutes=30),
         doc_md="Which days are out of date by now, and the command that refreshes them.",
     )
-    features >> [retrain, stale]
+    features >> [retrain, stale] >> sweep()

@@ -97,9 +97,9 @@ def asked_by(context: Mapping[str, Any]) -> str:
 
 
 def asked_at(context: Mapping[str, Any]) -> str:
-    """When a run was set off, ISO 8601: the same for every attempt of its tasks."""
+    """When a run began, ISO 8601: the same for every attempt of its tasks."""
     dag_run = context["dag_run"]
-    at = getattr(dag_run, "run_after", None) or getattr(dag_run, "start_date", None)
+    at = getattr(dag_run, "start_date", None) or getattr(dag_run, "run_after", None)
     return at.isoformat(timespec="seconds") if at else ""
 
 

@@ -8,7 +8,7 @@ from airflow.sdk import DAG, CronPartitionTimetable, Param
 from pendulum.tz.timezone import FixedTimezone
 
 from dags.common import DATE_PARAM, EXAMPLES, default_args, settings
-from dags.operators import JobOperator, SparkJobOperator
+from dags.operators import SparkJobOperator, sweep
 from dags.spans import days
 
 DOC = """
@@ -86,12 +86,4 @@ with DAG(
         execution_timeout=timedelta(hours=4),
         doc_md="Requests with what was known before each of them; emits `dig://examples`.",
     )
-    sweep = JobOperator(
-        task_id="sweep",
-        job="sweep",
-        arguments=lambda context: [],
-        retries=1,
-        execution_timeout=timedelta(minutes=10),
-        doc_md="Teardown: removes what killed jobs left under the lake's `_staging`; what a running job holds stays.",
-    ).as_teardown()
-    ingest >> item_features >> u2i_crosses >> examples >> sweep
+    ingest >> item_features >> u2i_crosses >> examples >> sweep()

@@ -27,6 +27,10 @@ class Touched:
         return f"{self.place}/{self.name}" + (f" ({self.what})" if self.what else "")
 
 
+CURRENT = Touched(place="index", name="CURRENT")
+PROMOTIONS = Touched(place="index", name="promotions.jsonl")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
     """What a task reads and writes."""
@@ -129,8 +133,8 @@ def of_model(job: str, day: date, config: Config) -> Lineage:
         "gate": ((*kept("register.json", "evaluate.json"), champion("champion")), (champion("tag gate"), *kept("gate.json"))),
         "index": ((*of_day, model, *kept("gate.json")), (index, *kept("index.json"))),
         "promote": (
-            (*kept("index.json"), index),
-            (champion("aliases champion and previous"), Touched(place="index", name="CURRENT"), *kept("promote.json")),
+            (*kept("gate.json", "index.json"), index, CURRENT, PROMOTIONS),
+            (champion("aliases champion and previous"), CURRENT, PROMOTIONS, *kept("promote.json")),
         ),
         "summary": (kept("evaluate.json", "train.json", "register.json", "promote.json", "index.json"), kept("summary.json")),
         "report": ((*kept("summary.json", "evaluate.json", "train.json"), index), kept("report.html")),
@@ -139,13 +143,13 @@ def of_model(job: str, day: date, config: Config) -> Lineage:
     return Lineage(reads=tuple(reads), writes=tuple(writes))
 
 
-CURRENT = Touched(place="index", name="CURRENT")
-PROMOTIONS = Touched(place="index", name="promotions.jsonl")
 UNDATED = {
     "promote": Lineage(
         reads=(CURRENT, PROMOTIONS, Touched(place="index", name="generations"), Touched(place="models", name="versions")),
         writes=(Touched(place="models", name="aliases champion and previous"), CURRENT, PROMOTIONS),
     ),
+    "approve": Lineage(reads=(), writes=(Touched(place="airflow", name="required actions"),)),
+    "mirrors": Lineage(reads=(CURRENT, Touched(place="index", name="generations")), writes=(Touched(place="mirrors", name="index"),)),
     "request": Lineage(reads=(CURRENT,), writes=()),
     "retrain": Lineage(reads=(), writes=(Touched(place="assets", name="dig://examples", what="if asked for"),)),
     "stale": Lineage(reads=(Touched(place="lake", name="markers"), Touched(place="source", name="files")), writes=()),

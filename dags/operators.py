@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,8 +112,6 @@ class JobOperator(Traced):
 
     def execute(self, context: Any) -> str:
         """Run the job; an explained failure (exit status 2) is not tried again."""
-        if self.guarded:
-            skip_unwanted(context)
         if self.arguments is None:
             day = run_date(context)
             with failing_at_once():
@@ -121,6 +120,8 @@ class JobOperator(Traced):
         else:
             self.begin(UNDATED[self.job])
             arguments = self.arguments(context)
+        if self.guarded:
+            skip_unwanted(context)
         arguments += self.more(context) if self.more else []
         self._hook = SubprocessHook()
         result = self._hook.run_command([sys.executable, "-m", f"jobs.{self.job}", *arguments], env=job_environment(), cwd=str(Path.cwd()))
@@ -186,3 +187,28 @@ class SparkJobOperator(SparkSubmitOperator, Traced):  # type: ignore[misc]
                 raise AirflowFailException(f"jobs.{self.job} ended with exit status {EXPLAINED}; its log says why") from error
             raise
         announce(self, context, span.last.isoformat())
+
+
+def mirrors() -> JobOperator:
+    """The task that brings the mirrors of the index to what serves; it holds no slot of the promotions."""
+    return JobOperator(
+        task_id="mirrors",
+        job="mirrors",
+        arguments=lambda context: [],
+        execution_timeout=timedelta(hours=2),
+        doc_md="Copies what `CURRENT` names to every store of `index.mirrors`; tried again until it is there.",
+    )
+
+
+def sweep() -> JobOperator:
+    """The teardown that clears staging: it runs whatever became of the run, and cannot save a failed one."""
+    task = JobOperator(
+        task_id="sweep",
+        job="sweep",
+        arguments=lambda context: [],
+        retries=1,
+        execution_timeout=timedelta(minutes=10),
+        doc_md="Teardown: removes what killed jobs left under the lake's `_staging`; what a running job holds stays.",
+    )
+    task.as_teardown()
+    return task

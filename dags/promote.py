@@ -14,7 +14,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from dags.approval import Approval, approver
 from dags.common import PROMOTION_POOL, asked, asked_at, asked_by, default_args, settings
 from dags.lineage import UNDATED
-from dags.operators import JobOperator
+from dags.operators import JobOperator, mirrors
 
 log = logging.getLogger("airflow.task")
 ROLLBACK = "rollback"
@@ -29,7 +29,7 @@ DOC = """
 
 The alias `champion` and `CURRENT` move together or not at all. If something else was promoted between the moment of asking and the
 move, the run is refused and says so. A version that did not pass the gate needs `"past_gate": true`. Every move and refusal is a
-line of `promotions.jsonl` beside the index. With `airflow.approval: true` a second person approves first; a rollback never waits.
+line of `promotions.jsonl` beside the index. With `airflow.approval: true` a person approves first; a rollback never waits.
 """
 
 
@@ -59,7 +59,8 @@ def options(context: Any) -> list[str]:
     """
     wanted, (version, reason) = asked(context), named(context)
     by = "" if version == ROLLBACK else approver(context)
-    who = str(wanted.get("who") or asked_by(context))
+    asked_for, triggered = str(wanted.get("who") or "").strip(), asked_by(context)
+    who = f"{asked_for} (triggered by {triggered})" if asked_for and asked_for != triggered else triggered
     seen = context["ti"].xcom_pull(task_ids="request")
     return [
         *(["--rollback"] if version == ROLLBACK else ["--version", version]),
@@ -84,6 +85,7 @@ with DAG(
     description="Promote a version or roll back: champion and index together",
     doc_md=DOC,
     schedule=None,
+    is_paused_upon_creation=False,  # nothing sets it off but a person, who must not have to unpause it first
     catchup=False,
     max_active_runs=4,
     default_args=default_args(),
@@ -113,3 +115,5 @@ with DAG(
         request >> Approval(subject="Promote {{ params.version }}? {{ params.reason }}", waived=is_rollback) >> promote
     else:
         request >> promote
+    if settings().index.mirrors:
+        promote >> mirrors()

@@ -9,12 +9,13 @@ from airflow.sdk import DAG, PartitionedAssetTimetable
 
 from dags.approval import Approval, approver
 from dags.common import CANDIDATE, CHAMPION, DATE_PARAM, INDEX, PROMOTION_POOL, asked_at, asked_by, default_args, settings
-from dags.operators import JobOperator
+from dags.operators import JobOperator, mirrors
 
 DOC = """
 ### A candidate goes out
 
-`index → promote → summary → report`, set off by the asset `dig://candidate`. `index` builds a generation of the SID index with the
+`index → promote → summary → report`, set off by the asset `dig://candidate`; a champion that was promoted or rolled back meanwhile
+refuses it, since the gate compared with another one. `index` builds a generation of the SID index with the
 version that passed the gate and verifies it; nothing serves it yet. `promote` moves the alias `champion` and `CURRENT` together or not
 at all, one promotion at a time. With `airflow.approval: true` a person approves in between.
 
@@ -66,3 +67,5 @@ with DAG(
     else:
         index >> promote
     promote >> summary >> report
+    if settings().index.mirrors:
+        promote >> mirrors()

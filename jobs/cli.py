@@ -135,12 +135,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _explained() -> tuple[type[Exception], ...]:
     """Errors whose message is for the user; anything else is a fault of ours and keeps its traceback."""
     from dig_models.features import FeatureSpecMismatch
-    from dig_models.index.generation import IndexCorrupt, IndexMissing
+    from dig_models.index.generation import IndexCorrupt, IndexMissing, NotIndexable
     from dig_models.index.mirror import MirrorFailed
     from jobs.config import ConfigError
     from jobs.entry import JobError
 
-    return ConfigError, JobError, FeatureSpecMismatch, IndexMissing, IndexCorrupt, MirrorFailed
+    return ConfigError, JobError, FeatureSpecMismatch, IndexMissing, IndexCorrupt, NotIndexable, MirrorFailed
 
 
 def _say(message: str, status: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,8 @@ from rich.console import Console
 from jobs.cli_options import ConfigOption, SetOption, local_folder, settings
 
 if TYPE_CHECKING:
-    from jobs.promotion import Action, Entry, Request
+    from jobs.config import Config
+    from jobs.promotion_log import Action, Pair, Request
 
 ReasonOption = Annotated[str, typer.Option(help="Why; stands in the promotion log.")]
 WhoOption = Annotated[str | None, typer.Option(help="Who asks; default: the user that runs this.")]
@@ -36,18 +37,17 @@ def promote(
     if (version is None) == (generation is None):
         raise typer.BadParameter("give either --version or --generation")
     force = settings(config, sets)
-    from jobs.promote import by_hand, of_generation, of_version
+    request = _request(force, "promote", reason, who)
+    from jobs.promote import of_generation, of_version
 
     target = of_version(force, version) if version is not None else of_generation(force, str(generation))
-    _tell(by_hand(force, target, _request("promote", reason, who, past_gate=past_gate)))
+    _move(force, target, replace(request, past_gate=past_gate))
 
 
 def rollback(reason: ReasonOption, who: WhoOption = None, config: ConfigOption = None, sets: SetOption = None) -> None:
     """Go back to the version and index that were in force before; nothing is built."""
     force = settings(config, sets)
-    from jobs.promote import by_hand
-
-    _tell(by_hand(force, None, _request("rollback", reason, who, past_gate=True)))
+    _move(force, None, _request(force, "rollback", reason, who))
 
 
 def index_log(
@@ -57,7 +57,7 @@ def index_log(
 ) -> None:
     """Who promoted what when and why, oldest first, with what was refused or undone."""
     force = settings(config, sets)
-    from jobs.promotion import entries
+    from jobs.promotion_log import entries
     from jobs.tables import promotion_table
 
     found = entries(Path(local_folder(force, "index")))
@@ -69,14 +69,25 @@ def index_log(
         Console().print(promotion_table(found), highlight=False)
 
 
-def _request(action: Action, reason: str, who: str | None, *, past_gate: bool) -> Request:
-    from jobs.promotion import Request
+def _request(config: Config, action: Action, reason: str, who: str | None) -> Request:
+    """The request of this moment: what is moved by others from now on refuses it."""
+    from jobs.promotion_log import NOTHING, Request
 
-    at = datetime.now(UTC).isoformat(timespec="seconds")
-    return Request(action=action, who=who or getpass.getuser(), reason=reason, at=at, past_gate=past_gate, allow_older=True)
+    current = Path(local_folder(config, "index"), "CURRENT")
+    seen = current.read_text().strip() if current.is_file() else NOTHING
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    asked_by = who or getpass.getuser()
+    return Request(
+        action=action, who=asked_by, reason=reason, at=now, begun=now, expected=seen, by_hand=True, past_gate=action == "rollback"
+    )
 
 
-def _tell(entry: Entry) -> None:
+def _move(config: Config, target: Pair | None, request: Request) -> None:
+    from jobs.mirrors import push_all
     from jobs.promote import said
+    from jobs.promotion import move
 
+    entry = move(config, target, request)
     Console().print(entry.message or f"{said(entry.after)}; before: {entry.before}", highlight=False, soft_wrap=True)
+    for pushed in push_all(config):
+        Console().print(f"mirror {pushed.url} serves {pushed.generation}", highlight=False, soft_wrap=True)

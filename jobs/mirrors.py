@@ -1,15 +1,16 @@
-"""The mirrors of the index that the settings name (``index.mirrors``), kept at what ``CURRENT`` serves."""
+"""The mirrors of the index that the settings name (``index.mirrors``), kept at what ``CURRENT`` serves: ``python -m jobs.mirrors``."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 from dig_models.index.mirror import MirrorFailed, Pushed, push
 from jobs.config import Config
-from jobs.entry import JobError
+from jobs.entry import Invocation, ServiceAway, run
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("jobs.mirrors")
 
 
 def push_all(config: Config) -> list[Pushed]:
@@ -18,7 +19,7 @@ def push_all(config: Config) -> list[Pushed]:
     Raises:
         IndexMissing: nothing was published yet.
         IndexCorrupt: what serves is damaged.
-        JobError: some mirrors failed; names each, with what its store said.
+        ServiceAway: some mirrors failed; names each, with what its store said.
     """
     root, done, failed = Path(config.paths.at("index")), [], []
     for url in config.index.mirrors:
@@ -28,8 +29,18 @@ def push_all(config: Config) -> list[Pushed]:
             log.error("%s", error)
             failed.append(str(error))
     if failed:
-        raise JobError(
+        raise ServiceAway(
             f"{len(failed)} of {len(config.index.mirrors)} mirrors were not brought up to date (dig index push tries again): "
             + "; ".join(failed)
         )
     return done
+
+
+def main(call: Invocation) -> None:
+    """The job."""
+    for pushed in push_all(call.config):
+        log.info("mirror %s serves %s, %d files sent", pushed.url, pushed.generation, pushed.sent)
+
+
+if __name__ == "__main__":
+    sys.exit(run("mirrors", main, dated=False))

@@ -2,7 +2,7 @@
 
 ``--date D`` promotes what passed D's gate with the generation that ``jobs.index`` built; ``--version N`` promotes a version with its
 newest generation, built first if there is none; ``--generation ID`` promotes just that one; ``--rollback`` goes back to the pair
-before, without building anything. Every move and every refusal is a line of ``<index>/promotions.jsonl``.
+before, without building anything. Every move, and every refusal of one that had its turn, is a line of ``<index>/promotions.jsonl``.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import argparse
 import getpass
 import logging
 import sys
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any
 
 from dig_models.index import generation as g
 from jobs import registry, runs
 from jobs.config import Config
-from jobs.entry import Invocation, JobError, ServiceAway, run
+from jobs.entry import Held, Invocation, JobError, ServiceAway, run
 from jobs.index import build_index, index_root
-from jobs.mirrors import push_all
 from jobs.progress import emit
-from jobs.promotion import Entry, Pair, Request, move
+from jobs.promotion import Unfinished, in_force, move
+from jobs.promotion_log import NOTHING, Entry, Pair, Request
 
 log = logging.getLogger("jobs.promote")
 
@@ -33,31 +34,27 @@ def promote_day(config: Config, day: date, request: Request) -> dict[str, Any]:
         What ``promote.json`` holds.
 
     Raises:
-        JobError: no generation was built for that day, its version did not pass the gate, or see ``promotion.move``.
+        JobError: no generation was built for that day, its version did not pass the gate or was compared with another champion than
+            there is now, or see ``promotion.move``.
     """
     built = runs.read(config, day, "index")
     target = Pair(version=built["model"]["version"], generation=built["index"]["generation"])
+    verdict = runs.find(config, day, "gate")
+    if verdict and verdict["version"] == target.version and in_force(config).version != target.version:
+        request = replace(request, compared_with=verdict["champion"] or NOTHING)
     record: dict[str, Any] = {"date": day.isoformat(), "name": built["model"]["name"], "version": target.version}
     try:
         entry = move(config, target, request)
+    except (ServiceAway, Held, Unfinished):
+        raise  # not refused: another attempt may find it done
     except JobError as error:
-        runs.save(config, day, "promote", record | {"outcome": "refused", "promoted": False, "message": str(error)})
+        if not (runs.find(config, day, "promote") or {}).get("promoted"):
+            runs.save(config, day, "promote", record | {"outcome": "refused", "promoted": False, "message": str(error)})
         raise
     record |= {"generation": target.generation, "outcome": "promoted", "promoted": True, "message": said(target)}
     runs.save(config, day, "promote", record)
-    _tell(entry)
+    tell(entry)
     return record
-
-
-def by_hand(config: Config, target: Pair | None, request: Request) -> Entry:
-    """Move to what a person named (None: back to the pair before), and bring the mirrors along.
-
-    Raises:
-        JobError: refused, or a mirror was not brought along; see ``promotion.move`` and ``mirror``.
-    """
-    entry = move(config, target, request)
-    mirror(config)
-    return entry
 
 
 def said(target: Pair) -> str:
@@ -99,11 +96,12 @@ def _named(config: Config, options: argparse.Namespace) -> Pair | None:
     return of_version(config, options.version) if options.version else of_generation(config, options.generation)
 
 
-def _tell(entry: Entry) -> None:
+def tell(entry: Entry) -> None:
+    """Log what a move did."""
     if entry.message:
         log.info("%s", entry.message)
     else:
-        log.info("%s: %s, after %s", entry.action, said(entry.after), entry.before)
+        log.info("%s: %s; before: %s", entry.action, said(entry.after), entry.before)
 
 
 def main(call: Invocation) -> None:
@@ -113,36 +111,24 @@ def main(call: Invocation) -> None:
     if sum(ways) != 1:
         raise JobError("promote: give just one of --date D, --version N, --generation ID, --rollback")
     emit("promote", 0, 1)
+    now = datetime.now(UTC).isoformat(timespec="seconds")  # a log of who did what when: the clock belongs into it
     request = Request(
         action="rollback" if options.rollback else "promote",
         who=options.who or getpass.getuser(),
         reason=options.reason or ("passed the gate" if call.days else ""),
-        at=options.at or datetime.now(UTC).isoformat(timespec="seconds"),  # a log of who did what when: the clock belongs into it
+        at=options.at or now,
+        begun=now,
         expected=options.expect,
         past_gate=options.past_gate or options.rollback,
-        allow_older=options.allow_older or not call.days,
+        by_hand=not call.days,
     )
     if not request.reason:
         raise JobError("promote: --reason is required, for the log: why is this moved by hand?")
     if call.days:
         promote_day(config, call.date, request)
-        mirror(config)
     else:
-        _tell(by_hand(config, _named(config, options), request))
+        tell(move(config, _named(config, options), request))
     emit("promote", 1, 1)
-
-
-def mirror(config: Config) -> None:
-    """Bring the mirrors of the index to what serves now.
-
-    Raises:
-        ServiceAway: some could not be; the promotion stands, and another attempt only pushes.
-    """
-    try:
-        for pushed in push_all(config):
-            log.info("mirror %s serves %s", pushed.url, pushed.generation)
-    except JobError as error:
-        raise ServiceAway(f"the promotion stands, but {error}") from error
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -152,11 +138,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reason", default="", help="why; required unless --date is given")
     parser.add_argument("--who", default="", help="who asks; default: the user that runs this")
     parser.add_argument("--at", default="", metavar="TIME", help="when it was asked for, ISO 8601; default: now")
-    parser.add_argument(
-        "--expect", metavar="ID", help="refuse if another generation than this is current by now ('none': before the first)"
-    )
+    parser.add_argument("--expect", metavar="ID", help="refuse if another generation is current by now ('none': before the first)")
     parser.add_argument("--past-gate", action="store_true", help="promote a version that did not pass the gate")
-    parser.add_argument("--allow-older", action="store_true", help="with --date: promote although a later day is current")
 
 
 if __name__ == "__main__":

@@ -8,123 +8,30 @@ else: if ``CURRENT`` names the new generation the aliases follow it, else they g
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, Self
 
 from dig_models.faults import reached
 from dig_models.files import append_line, exclusive, replace_text
 from dig_models.index import generation as g
 from dig_models.index.verify import verify
-from dig_models.index.writer import locked, retain, switch
+from dig_models.index.writer import retain, switch
 from jobs import registry
 from jobs.config import Config
-from jobs.entry import Held, JobError
+from jobs.entry import Held, JobError, ServiceAway
 from jobs.index import index_root
+from jobs.promotion_log import LOG, NOTHING, Entry, Pair, Request, entries, moves, standing
 
 log = logging.getLogger("jobs.promotion")
-INTENT, LOG, LOCK = "PROMOTION.json", "promotions.jsonl", ".promotion.lock"
-NOTHING = "none"
-Action = Literal["promote", "rollback"]
-Outcome = Literal["promoted", "refused", "undone"]
+INTENT, LOCK = "PROMOTION.json", ".promotion.lock"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """A version of the model and the generation that serves it; either is None where there is none yet."""
-
-    version: str | None
-    generation: str | None
-
-    def __str__(self) -> str:
-        return f"version {self.version} with generation {self.generation}" if self.version else "no champion"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """Who asks for a move, when (UTC, ISO 8601) and why.
-
-    Attributes:
-        expected: generation that must be current when the move begins (``none`` before the first); None if any may be.
-        past_gate: move also to a version that did not pass the gate.
-        allow_older: move also to a generation of an earlier date than what is current.
-    """
-
-    action: Action
-    who: str
-    reason: str
-    at: str
-    expected: str | None = None
-    past_gate: bool = False
-    allow_older: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One line of the promotion log.
-
-    Attributes:
-        before: the pair that was in force; ``after``: the one asked for.
-        withdraw: date to tag what is stepped back from with; None for a step forward.
-    """
-
-    at: str
-    action: Action
-    outcome: Outcome
-    who: str
-    reason: str
-    before: Pair
-    after: Pair
-    withdraw: str | None = None
-    message: str = ""
-
-    def text(self) -> str:
-        """Canonical JSON, on one line."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read what ``text`` wrote."""
-        held: dict[str, Any] = json.loads(text)
-        return cls(**(held | {"before": Pair(**held["before"]), "after": Pair(**held["after"])}))
-
-
-def entries(root: Path) -> list[Entry]:
-    """The promotion log, oldest first; half a line at its end, left by a crash, is no entry.
-
-    Raises:
-        JobError: a line cannot be read.
-    """
-    path = root / LOG
-    found = []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            found.append(Entry.parse(line))
-        except (ValueError, TypeError, KeyError) as error:
-            raise JobError(f"{path}, line {number}: no entry of the promotion log ({error}); mend or remove that line") from None
-    return found
-
-
-def standing(log_entries: Sequence[Entry]) -> list[Pair]:
-    """Pairs that were in force one on top of the other: a promotion adds one, a rollback takes one away; the last is in force."""
-    stack: list[Pair] = []
-    for entry in log_entries:
-        if entry.outcome != "promoted":
-            continue
-        known = stack[-1:] == [entry.before]
-        if entry.action == "rollback" and known:
-            stack.pop()
-        elif entry.action == "promote" and not known and entry.before.version and entry.before.generation:
-            stack.append(entry.before)  # came into force before there was a log, or past it
-        if stack[-1:] != [entry.after]:
-            stack.append(entry.after)
-    return stack
+class Unfinished(JobError):
+    """A move came as far as ``CURRENT`` and no further; the next one settles it."""
 
 
 def in_force(config: Config) -> Pair:
@@ -133,15 +40,14 @@ def in_force(config: Config) -> Pair:
     return Pair(version=champion.version if champion else None, generation=g.current(index_root(config)))
 
 
-def rollback_target(config: Config) -> Pair:
-    """The pair that was in force before the one that is; a move that was cut short must have been settled.
+def rollback_target(config: Config, now: Pair) -> Pair:
+    """The pair that was in force before ``now``, which is; a move that was cut short must have been settled.
 
     Raises:
         JobError: there is none, or its generation is no longer kept.
     """
     root = index_root(config)
-    now = in_force(config)
-    below = [pair for pair in standing(entries(root))[-2:] if pair != now]
+    below = [pair for pair in standing(moves(root))[-2:] if pair != now]
     if not below:
         raise JobError(f"{root / LOG}: no pair before {now}, so there is nothing to roll back to; promote a version instead")
     target = below[-1]
@@ -154,7 +60,7 @@ def rollback_target(config: Config) -> Pair:
 
 
 def move(config: Config, asked: Pair | None, request: Request) -> Entry:
-    """Make a pair champion and current, both or neither.
+    """Make a pair champion and current, both or neither. The lock of index writers is not taken: a build never holds up a rollback.
 
     Args:
         config: settings in force.
@@ -162,46 +68,44 @@ def move(config: Config, asked: Pair | None, request: Request) -> Entry:
         request: who asks, when and why.
 
     Returns:
-        The entry of the log; if the pair is in force already, one that was not added to it.
+        The entry of the log; if the pair is in force already, one that was not added to it, with a message that says so.
 
     Raises:
-        JobError: refused, and nothing moved; the message says why and what to do.
+        JobError: refused, and nothing moved; the message says why and what to do, and stands in the log.
+        Held: another move is under way.
+        ServiceAway: the registry does not answer; what had moved was put back, or the next move does that.
+        Unfinished: someone moved alias or index past the lock at the same moment.
     """
     root = index_root(config)
     with _alone(root):
         settled, before = settle(config), in_force(config)
-        if done := _done_before(root, asked, before, request):
-            return done
-        if settled and settled.outcome == "promoted" and request.action == "rollback":
-            raise JobError(
-                f"a move that was cut short is settled now, and {before} is in force: look whether to roll back from that, then ask again"
-            )
-        target = asked or rollback_target(config)
         entry = Entry(
-            at=request.at, action=request.action, outcome="promoted", who=request.who, reason=request.reason, before=before, after=target
+            at=request.at,
+            moved_at=request.begun,
+            action=request.action,
+            outcome="promoted",
+            who=request.who,
+            reason=request.reason,
+            before=before,
+            after=asked or Pair(version=None, generation=None),
         )
-        with locked(root):
-            try:
-                _expected(root, before, request)
-                if before == target:
-                    return replace(entry, message=f"{target} is in force already")
-                _check(config, root, entry, request)
-                entry = replace(entry, withdraw=_withdraw(config, entry))
-            except JobError as error:
-                append_line(root / LOG, replace(entry, outcome="refused", message=str(error)).text())
-                raise
-            _carry_out(config, root, entry)
-            retain(root, config.index.keep, also={pair.generation for pair in standing(entries(root))[-2:] if pair.generation})
+        try:
+            if done := _done_before(root, before, request):
+                return done
+            _unchanged(root, before, settled, request)
+            entry = replace(entry, after=asked or rollback_target(config, before))
+            if before == entry.after:
+                return replace(entry, message=f"{before} is in force already")
+            _check(config, root, entry, request)
+            entry = replace(entry, withdraw=_withdraw(config, entry))
+        except ServiceAway:
+            raise
+        except JobError as error:
+            append_line(root / LOG, replace(entry, outcome="refused", message=str(error)).text())
+            raise
+        _carry_out(config, root, entry)
+        _retire(config, root)
     return entry
-
-
-def _done_before(root: Path, asked: Pair | None, before: Pair, request: Request) -> Entry | None:
-    """The entry of this very request, if an attempt that was cut short carried it out: a retried rollback must not go back twice."""
-    for last in [entry for entry in entries(root) if entry.outcome == "promoted"][-1:]:
-        same = (last.action, last.who, last.reason, last.at) == (request.action, request.who, request.reason, request.at)
-        if same and last.after == before and asked in (None, before):
-            return replace(last, message=f"{before} is in force already: an earlier attempt saw to it")
-    return None
 
 
 def settle(config: Config) -> Entry | None:
@@ -215,9 +119,10 @@ def settle(config: Config) -> Entry | None:
     if not path.is_file():
         return None
     entry = Entry.parse(path.read_text(encoding="utf-8"))
-    if entries(root)[-1:] == [entry]:  # all was done but the intent's removal
-        path.unlink()
-        return entry
+    for last in entries(root)[-1:]:
+        if replace(last, outcome=entry.outcome, message=entry.message) == entry:  # all was done but the intent's removal
+            path.unlink()
+            return last
     if g.current(root) == entry.after.generation:
         log.warning("the move to %s was cut short; finishing it", entry.after)
         _aliases(config, entry)
@@ -230,41 +135,73 @@ def settle(config: Config) -> Entry | None:
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
+    held = exclusive(root / LOCK, wait=False)
     try:
-        with exclusive(root / LOCK, wait=False):
-            yield
+        held.__enter__()
     except BlockingIOError as error:
-        intent = root / INTENT
-        by = f" by {Entry.parse(intent.read_text(encoding='utf-8')).who}" if intent.is_file() else ""
+        by = ""
+        with suppress(FileNotFoundError):
+            by = f" by {Entry.parse((root / INTENT).read_text(encoding='utf-8')).who}"
         raise Held(
             f"another promotion is under way{by} ({error.strerror}); nothing was moved: look at what it did, then ask again"
         ) from None
+    try:
+        yield
+    finally:
+        held.__exit__(None, None, None)
 
 
-def _expected(root: Path, before: Pair, request: Request) -> None:
-    if request.expected is None or (before.generation or NOTHING) == request.expected:
-        return
-    last = entries(root)[-1:]
-    by = f"; {last[0].who} moved it at {last[0].at}: {last[0].reason}" if last and last[0].outcome == "promoted" else ""
-    raise JobError(
-        f"asked for when generation {request.expected} was current, but now it is {before.generation or NOTHING}{by}; "
-        "nothing was moved: look at what is in force, then ask again"
-    )
+def _done_before(root: Path, before: Pair, request: Request) -> Entry | None:
+    """The entry of this very request, if an earlier attempt carried it out: a retried rollback must not go back twice.
+
+    Raises:
+        JobError: it was carried out, and something else has been moved to since.
+    """
+    carried_out = moves(root)
+    for entry in carried_out:
+        if entry.answers(request):
+            if entry.after == before:
+                return replace(entry, message=f"{before} is in force already: an earlier attempt saw to it")
+            raise JobError(f"this was carried out at {entry.moved_at}, and since then {carried_out[-1].story()}; nothing was moved")
+    return None
+
+
+def _unchanged(root: Path, before: Pair, settled: Entry | None, request: Request) -> None:
+    """Refuse if what is in force is not what the request was made for."""
+    again = "nothing was moved: look at what is in force, then ask again"
+    if settled and settled.outcome == "promoted" and request.action == "rollback":
+        raise JobError(f"a move that was cut short is settled now, and {before} is in force; {again}")
+    for entry in moves(root)[-1:]:
+        if entry.later_than(request.at):
+            raise JobError(f"asked for at {request.at}, but since then {entry.story()}; {again}")
+    if request.expected is not None and (before.generation or NOTHING) != request.expected:
+        raise JobError(f"asked for when generation {request.expected} was current, but now it is {before.generation or NOTHING}; {again}")
+    if request.compared_with is not None and (before.version or NOTHING) != request.compared_with:
+        raise JobError(
+            f"the gate compared with champion {request.compared_with}, but now it is {before.version or NOTHING}: "
+            "evaluate, judge and index the date again (jobs.evaluate, jobs.gate, jobs.index)"
+        )
 
 
 def _check(config: Config, root: Path, entry: Entry, request: Request) -> None:
     before, after = entry.before, entry.after
-    verdict = registry.get(config, str(after.version)).tags.get(registry.GATE)
+    tags = registry.get(config, str(after.version)).tags
+    verdict = tags.get(registry.GATE)
     if verdict != registry.PASSED and not request.past_gate:
         raise JobError(
             f"version {after.version} {'did not pass the gate' if verdict else 'was never judged by the gate'}: "
             "python -m jobs.gate judges it; to move past the gate on purpose, say so (--past-gate)"
         )
-    if before.generation and g.id_date(before.generation) > g.id_date(str(after.generation)) and not request.allow_older:
-        raise JobError(
-            f"generation {after.generation} serves an earlier day than {before.generation}, which is current: "
-            "a backfill leaves the index alone (--allow-older moves all the same)"
-        )
+    if not request.by_hand:
+        if registry.WITHDRAWN in tags:
+            raise JobError(
+                f"version {after.version} was rolled back from; to promote it again, name it: dig promote --version {after.version}"
+            )
+        if before.generation and g.id_date(before.generation) > g.id_date(str(after.generation)):
+            raise JobError(
+                f"generation {after.generation} serves an earlier day than {before.generation}, which is current: a backfill leaves the "
+                f"index alone; to step back on purpose, name it: dig promote --generation {after.generation}"
+            )
     try:
         made_with = g.read_manifest(root, str(after.generation)).model_version
         verify(root, after.generation)
@@ -282,7 +219,7 @@ def _carry_out(config: Config, root: Path, entry: Entry) -> None:
         switch(root, str(entry.after.generation))
     except Exception:
         # The registry is away or the disk is full: what did move goes back; if even that fails, the intent tells the next move.
-        if g.current(root) != entry.after.generation:
+        if g.current(root) == entry.before.generation:
             with suppress(Exception):
                 _undo(config, entry)
                 _close(root, replace(entry, outcome="undone", message="alias and index could not both be moved"))
@@ -290,10 +227,16 @@ def _carry_out(config: Config, root: Path, entry: Entry) -> None:
     reached("promotion.current_switched")
     found = in_force(config)
     if found != entry.after:
-        raise JobError(f"after the move to {entry.after}, {found} is in force: someone moves alias or index past the promotion lock")
+        raise Unfinished(f"after the move to {entry.after}, {found} is in force: someone moves alias or index past the promotion lock")
     _tags(config, entry)
     reached("promotion.tags_set")
     _close(root, entry)
+
+
+def _retire(config: Config, root: Path) -> None:
+    """Remove generations that are too many, unless a writer is at work; then the next move does."""
+    with suppress(BlockingIOError), exclusive(root / ".lock", wait=False):
+        retain(root, config.index.keep, also={pair.generation for pair in standing(moves(root))[-2:] if pair.generation})
 
 
 def _close(root: Path, entry: Entry) -> Entry:
@@ -305,7 +248,7 @@ def _close(root: Path, entry: Entry) -> Entry:
 
 
 def _aliases(config: Config, entry: Entry) -> None:
-    _set_previous(config, standing([*entries(index_root(config)), entry]))
+    _set_previous(config, standing([*moves(index_root(config)), entry]))
     reached("promotion.previous_moved")
     registry.set_alias(config, registry.CHAMPION, str(entry.after.version))
     reached("promotion.champion_moved")
@@ -316,7 +259,7 @@ def _undo(config: Config, entry: Entry) -> None:
         registry.drop_alias(config, registry.CHAMPION)
     else:
         registry.set_alias(config, registry.CHAMPION, entry.before.version)
-    _set_previous(config, standing(entries(index_root(config))))
+    _set_previous(config, standing(moves(index_root(config))))
 
 
 def _set_previous(config: Config, stack: Sequence[Pair]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from jobs.config import Config
@@ -30,7 +31,7 @@ def sweep(config: Config) -> list[Path]:
         except JobError:
             log.info("%s is in use and stays", folder)
     for run_folder in sorted(path for path in home.glob("*") if path.is_dir()):
-        if not any(run_folder.iterdir()):
+        with suppress(OSError):  # not empty, or gone: its run is at work
             run_folder.rmdir()
     return gone
 

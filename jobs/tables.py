@@ -14,7 +14,7 @@ from jobs.lake import STAGING, Lake
 if TYPE_CHECKING:
     from dig_models.index.diff import Difference
     from dig_models.index.generation import Shown
-    from jobs.promotion import Entry
+    from jobs.promotion_log import Entry
     from jobs.recommend import Answer
 
 HISTORY_SHOWN = 6
@@ -95,8 +95,8 @@ def promotion_table(entries: Sequence[Entry]) -> Table:
     """The promotion log, oldest first."""
     table = plain_table("when", "what", "outcome", "version", "generation", "who", "why")
     for e in entries:
-        version = f"{e.before.version or '-'} → {e.after.version}"
-        table.add_row(e.at, e.action, e.outcome, version, e.after.generation, Text(e.who), Text(e.message or e.reason))
+        version = f"{e.before.version or '-'} → {e.after.version or '-'}"
+        table.add_row(e.moved_at, e.action, e.outcome, version, e.after.generation or "", Text(e.who), Text(e.message or e.reason))
     return table
 
 

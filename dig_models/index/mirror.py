@@ -28,6 +28,7 @@ from dig_models.index import generation as g
 
 log = logging.getLogger(__name__)
 PULLING = ".pulling"
+PROMOTIONS = "promotions.jsonl"  # the log of an index whose CURRENT moves with the champion alias
 ATTEMPTS = 5
 
 
@@ -115,11 +116,18 @@ def pull(url: str, root: Path, generation: str | None = None, *, keep: int | Non
         keep: newest generations that stay in the local index, with its current one and the one before it; all of them by default.
 
     Raises:
+        NotIndexable: the local index is one that promotions are made in.
         IndexMissing: the mirror serves nothing yet, or holds no such generation.
         IndexCorrupt: it is damaged there; the local index serves what it served before.
         MirrorFailed: the store did not answer.
     """
     from dig_models.index.writer import locked  # loads torch, which a push does not need
+
+    if (root / PROMOTIONS).is_file():
+        raise g.NotIndexable(
+            f"{root}: promotions are made here ({PROMOTIONS}), so a pull must not switch what serves; pull into an index of its own "
+            "(--set paths.index=…), or promote the generation: dig promote --generation ID"
+        )
 
     with _store(url) as store:
         store.manifest(generation) if generation else store.serves()  # as above

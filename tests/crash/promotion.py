@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from dig_models.index import generation as g
-from jobs import promote, promotion, registry
+from jobs import promote, promotion, promotion_log, registry
 from jobs.entry import run
 from tests.crash import index
 from tests.crash.harness import Scenario, files_of
@@ -39,9 +39,9 @@ def leaves(root: Path) -> Mapping[str, object]:
     """Aliases, tags, what came into force in order, and every file of the index but locks and the log, which also tells what was undone."""
     config = rw.settings(root)
     place = root / "index"
-    moves = [(entry.action, entry.after, entry.who, entry.reason) for entry in promotion.entries(place) if entry.outcome == "promoted"]
+    moves = [(entry.action, entry.after, entry.who, entry.reason) for entry in promotion_log.entries(place) if entry.outcome == "promoted"]
     tags = {ref.version: dict(ref.tags) for ref in registry.versions(config)}
-    return {**look(root), "moves": moves, "tags": tags, "files": files_of(place, but=(promotion.LOG, promotion.LOCK, ".lock"))}
+    return {**look(root), "moves": moves, "tags": tags, "files": files_of(place, but=(promotion_log.LOG, promotion.LOCK, ".lock"))}
 
 
 def by_generation(root: Path, *, number: int) -> int:

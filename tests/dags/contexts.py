@@ -17,6 +17,7 @@ class Run:
     run_id: str = "manual__1"
     triggering_user_name: str | None = None
     run_after: Any = None
+    start_date: Any = None
 
 
 class TaskInstance:

@@ -148,11 +148,11 @@ def test_a_real_run_builds_the_range_emits_nothing_unless_asked_and_reports(tiny
         return json.loads(line.removeprefix("FOUND ")), done.stdout + done.stderr
 
     found, told = run({"from": "2024-03-09", "to": "2024-03-10"})
-    assert found == {"states": {"features": "success", "retrain": "skipped", "stale": "success"}, "events": []}
+    assert found == {"states": {"features": "success", "retrain": "skipped", "stale": "success", "sweep": "success"}, "events": []}
     assert backfill.NOT_ASKED in told
     assert "nothing is out of date from 2024-03-09 on" in told
     found, told = run({"from": "2024-03-09", "to": "2024-03-10", "retrain": True})
-    assert found["states"] == dict.fromkeys(("features", "retrain", "stale"), "success")
+    assert found["states"] == dict.fromkeys(("features", "retrain", "stale", "sweep"), "success")
     assert found["events"] == [["dig://examples/", "2024-03-10"]]
     assert "everything was up to date" in told
     found, told = run({"from": "2024-03-10", "to": "2024-03-31"})

@@ -31,7 +31,7 @@ POOLS = {
 }
 TASKS = [
     *((dag_id, task_id) for dag_id, chain in CHAINS.items() for task_id in chain),
-    *(("dig_backfill", task_id) for task_id in ("features", "retrain", "stale")),
+    *(("dig_backfill", task_id) for task_id in ("features", "retrain", "stale", "sweep")),
 ]
 HEAVY = ("torch", "pyspark", "mlflow", "great_expectations", "pandas", "pyarrow", "sklearn")
 
@@ -51,7 +51,12 @@ def test_the_tasks_of_a_dag_follow_each_other(dags: dict[str, Any], dag_id: str)
 def test_after_a_backfill_a_training_is_announced_and_what_is_stale_is_told(dags: dict[str, Any]) -> None:
     backfill = dags["dig_backfill"]
     assert backfill.get_task("features").downstream_task_ids == {"retrain", "stale"}
-    assert backfill.get_task("retrain").downstream_task_ids == set()
+    assert backfill.get_task("retrain").downstream_task_ids == backfill.get_task("stale").downstream_task_ids == {"sweep"}
+
+
+def test_what_only_people_start_is_not_paused_and_waits_for_nobody(dags: dict[str, Any]) -> None:
+    unpaused = {dag_id for dag_id, dag in dags.items() if dag.is_paused_upon_creation is False}
+    assert unpaused == {"dig_promote", "dig_backfill"}
 
 
 @pytest.mark.parametrize("dag_id", sorted(ALL))
@@ -92,9 +97,10 @@ def test_spark_training_and_promotion_have_pools_of_their_own(dags: dict[str, An
 
 
 def test_staging_is_swept_by_a_teardown_that_cannot_save_a_failed_run(dags: dict[str, Any]) -> None:
-    sweep = dags["dig_features"].get_task("sweep")
-    assert sweep.is_teardown
-    assert not sweep.on_failure_fail_dagrun
+    for dag_id in ("dig_features", "dig_backfill"):
+        sweep = dags[dag_id].get_task("sweep")
+        assert sweep.is_teardown
+        assert not sweep.on_failure_fail_dagrun
 
 
 def test_features_are_keyed_on_the_day_that_has_closed(dags: dict[str, Any]) -> None:
@@ -210,3 +216,19 @@ print(json.dumps({{"tasks": found, "retries": ask.retries, "hours": hours, "reje
     }
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, cwd=DAGS.parent)
     assert json.loads(done.stdout.splitlines()[-1]) == {"tasks": APPROVED, "retries": 0, "hours": 6.0, "reject": True}
+
+
+def test_mirrors_are_brought_along_by_a_task_that_holds_no_slot_of_the_promotions(tmp_path: Path) -> None:
+    script = f"""
+import json
+from airflow.dag_processing.dagbag import DagBag
+bag = DagBag({str(DAGS)!r})
+tasks = [bag.dags[dag_id].get_task("mirrors") for dag_id in ("dig_publish", "dig_promote")]
+print(json.dumps([[sorted(task.upstream_task_ids), task.pool, task.retries > 0] for task in tasks]))
+"""
+    environment = os.environ | {
+        **{"AIRFLOW_HOME": str(tmp_path), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"},
+        "DIG_INDEX__MIRRORS": '["memory://bucket/index"]',
+    }
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, cwd=DAGS.parent)
+    assert json.loads(done.stdout.splitlines()[-1]) == [[["promote"], "default_pool", True]] * 2

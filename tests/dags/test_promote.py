@@ -17,7 +17,7 @@ AT = datetime(2017, 11, 16, 8, tzinfo=UTC)
 
 
 def asked(**conf: Any) -> dict[str, Any]:
-    run = Run(conf=conf, triggering_user_name="ann", run_after=AT)
+    run = Run(conf=conf, triggering_user_name="ann", start_date=AT)
     return context(run, ti=TaskInstance(request="2017-11-15-v1-0123456789"))
 
 
@@ -31,7 +31,7 @@ def test_a_rollback_is_asked_for_with_who_when_why_and_what_was_current() -> Non
 def test_a_version_may_be_asked_for_past_the_gate_and_in_another_name() -> None:
     options = promote.options(asked(version="7", reason="r", who="bob", past_gate=True))
     assert options[:3] == ["--version", "7", "--past-gate"]
-    assert options[options.index("--who") + 1] == "bob"
+    assert options[options.index("--who") + 1] == "bob (triggered by ann)"
 
 
 @pytest.mark.parametrize("conf", [{}, {"version": "7"}, {"reason": "r"}, {"version": " ", "reason": "r"}])
@@ -50,5 +50,5 @@ def test_what_is_current_is_read_at_the_moment_of_asking(tmp_path: Path, monkeyp
 
 
 def test_a_daily_promotion_is_signed_by_its_run() -> None:
-    told = context(Run(run_id="asset__1", run_after=AT))
+    told = context(Run(run_id="asset__1", start_date=AT))
     assert signed(told) == ["--who", "airflow asset__1", "--at", "2017-11-16T08:00:00+00:00", "--reason", "passed the gate"]

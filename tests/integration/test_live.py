@@ -23,7 +23,8 @@ from dig_models.index import generation as g
 from jobs import registry
 from jobs.index import index_root
 from jobs.lake import MARKER
-from jobs.promotion import INTENT, Entry, entries
+from jobs.promotion import INTENT
+from jobs.promotion_log import Entry, entries
 from jobs.staging import STAGING
 from ops.airflow_servers import ADMIN
 from ops.client import StackClient

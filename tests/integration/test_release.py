@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dig_models.features import hash_id
-from jobs import evaluate, gate, index, promote, promotion, register, registry, report, runs, summary
+from jobs import evaluate, gate, index, promote, promotion, promotion_log, register, registry, report, runs, summary
 from jobs.config import CONF_DIR
 from jobs.entry import run
 from tests.jobs import evaluation_world as ew
@@ -75,12 +75,12 @@ def test_every_step_runs_and_a_second_time_gives_the_same_version_and_generation
 
 def test_the_champion_judged_and_promoted_again_stays_and_nothing_moves(released):
     world, settings = released
-    champion, log = registry.find(world.config, registry.CHAMPION), promotion.entries(index.index_root(world.config))
+    champion, log = registry.find(world.config, registry.CHAMPION), promotion_log.entries(index.index_root(world.config))
     assert step("gate", settings, "--set", "gate.min_auc=1.01") == 0
     assert runs.read(world.config, ew.DAY, "gate")["outcome"] == "champion"
     assert step("promote", settings) == 0
     assert registry.find(world.config, registry.CHAMPION) == champion
-    assert promotion.entries(index.index_root(world.config)) == log
+    assert promotion_log.entries(index.index_root(world.config)) == log
     assert [entry.reason for entry in log] == ["passed the gate"]
 
 

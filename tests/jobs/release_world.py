@@ -12,7 +12,7 @@ from dig_models.index import generation as g
 from dig_models.index.writer import Release, build, locked
 from jobs import registry
 from jobs.config import Config, load
-from jobs.promotion import Pair, Request
+from jobs.promotion_log import Pair, Request
 
 DAY = synthetic.DAY
 USERS = [f"u{i}" for i in range(5)]
@@ -83,4 +83,4 @@ def day_of(number: int) -> date:
 
 def asks(action: str = "promote", who: str = "ann", reason: str = "because", **more: object) -> Request:
     """A request for a move."""
-    return Request(action=action, who=who, reason=reason, at=AT, **more)  # type: ignore[arg-type]
+    return Request(action=action, who=who, reason=reason, **({"at": AT, "begun": AT} | more))  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ import pytest
 
 from dig_models.index import generation as g
 from dig_models.index import mirror
-from dig_models.index.mirror import MirrorFailed, pull, push
+from dig_models.index.mirror import PROMOTIONS, MirrorFailed, pull, push
 from dig_models.index.reader import IndexReader
 from dig_models.index.writer import Release, switch
 from jobs import cli
@@ -107,6 +107,17 @@ def test_the_mirror_follows_a_step_back_and_pulls_follow_the_mirror(index: tuple
         assert g.current(tmp_path / "cache") == generation
     assert pull(url, tmp_path / "cache", second).switched
     assert g.current(tmp_path / "cache") == second
+
+
+def test_an_index_that_promotions_are_made_in_is_not_switched_by_a_pull(index: tuple[Path, str, str], url: str, tmp_path: Path) -> None:
+    root, first, _ = index
+    push(root, url, first)
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / PROMOTIONS).write_text("")
+    with pytest.raises(g.NotIndexable, match="promotions are made here"):
+        pull(url, own)
+    assert g.current(own) is None
 
 
 def test_a_push_that_dies_anywhere_leaves_a_whole_generation_and_goes_on(
