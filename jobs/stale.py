@@ -41,11 +41,18 @@ class Reason:
     what: str = ""
     days: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
-        said = {"raw": "raw files changed: ", "input": "changed: ", "damaged": "damaged: ", "by way of": "by way of "}
+    def said(self, day: date) -> str:
+        """The reason of a day, for people: in words that many days have in common."""
         plain = {"code": "the job's code changed", "settings": "settings changed", "gone": "gone, and other days are made from it"}
-        few = ", ".join(self.days) if len(self.days) <= 3 else f"{self.days[0]} … {self.days[-1]} ({len(self.days)} days)"
-        return plain.get(self.kind) or f"{said[self.kind]}{self.what}{f' of {few}' if few not in ('', 'all') else ''}"
+        if self.kind in plain:
+            return plain[self.kind]
+        if self.kind == "damaged":
+            return f"damaged: {self.what}"
+        if self.kind == "by way of":
+            return f"by way of {self.what}"
+        names = {(): "", ("all",): "", (day.isoformat(),): " of the day"}
+        which = names.get(self.days, f" of {', '.join(self.days)}" if len(self.days) <= 3 else " of several days")
+        return f"{'raw files ' if self.kind == 'raw' else ''}changed: {self.what}{which}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +71,7 @@ class Stale:
     @property
     def why(self) -> str:
         """All reasons, for people."""
-        return "; ".join(map(str, self.reasons))
+        return "; ".join(reason.said(self.day) for reason in self.reasons)
 
 
 @dataclass(frozen=True)

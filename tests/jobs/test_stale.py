@@ -46,8 +46,8 @@ def test_a_changed_raw_file_reaches_just_the_days_of_its_windows(world: MarkerWo
     assert report.days() == REACHED_BY_THE_12TH
     direct = {key for key, one in report.stale.items() if not one.only_by_way}
     assert direct == {(table, march(12)[0]) for table in RAW_TABLES}
-    assert report.stale["interactions", march(12)[0]].why == "raw files changed: interactions of 2024-03-12"
-    assert report.stale["u2i_crosses", march(13)[0]].why == "by way of u2i_daily of 2024-03-12"
+    assert report.stale["interactions", march(12)[0]].why == "raw files changed: interactions of the day"
+    assert report.stale["u2i_crosses", march(13)[0]].why == "by way of u2i_daily"
 
 
 def test_days_after_a_rebuilt_day_used_its_old_rows(world: MarkerWorld) -> None:
@@ -144,6 +144,20 @@ def test_a_part_of_a_report_can_be_widened_by_the_inputs_it_waits_for(world: Mar
     assert "u2i_crosses" not in widened
 
 
+def test_a_change_of_everything_is_a_few_lines_all_the_same(world: MarkerWorld) -> None:
+    world.raw = dict.fromkeys(world.raw, "all delivered again")
+    lines = summary(world.report())
+    assert "interactions 2024-03-01, 2024-03-02, … 2024-03-30 (30 days): raw files changed: interactions of the day" in lines
+    assert len(lines) <= 2 * len(TABLES)
+
+
+def test_a_reason_names_the_days_of_an_input_if_they_are_few(world: MarkerWorld) -> None:
+    world.commit("items", march(5)[0])
+    assert {why for _, _, why in world.report().rows()} >= {"changed: items of 2024-03-05, 2024-03-10"}
+    changed = Reason(kind="input", what="item_daily", days=tuple(str(day) for day in march(1, 9)))
+    assert changed.said(march(9)[0]) == "changed: item_daily of several days"
+
+
 def test_days_with_the_same_reasons_are_one_line(world: MarkerWorld) -> None:
     world.codes = {"user_state": "another"}
     assert summary(world.report()) == ["user_state 2024-03-30: the job's code changed"]
@@ -164,7 +178,7 @@ def test_the_command_names_table_day_and_reason(
     world.raw[march(12)[0]] = "with late rows"
     assert cli.main(["lake", "stale", "--config", conf_of(world), "--from", "2024-03-20"]) == 0
     out = capsys.readouterr().out
-    assert "by way of item_daily of 2024-03-12" in out and "raw files" not in out
+    assert "by way of item_daily" in out and "raw files" not in out
     assert "dig lake refresh --from 2024-03-20 --to 2024-03-30" in out
     assert cli.main(["lake", "stale", "--config", conf_of(world), "--to", "2024-03-12", "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
