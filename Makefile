@@ -38,6 +38,9 @@ down: $(STAMP)  ## stop them; the data stay, unless ARGS=--purge
 e2e: setup  ## the daily run through the REST API of what `make up` started
 	@$(WITH_JAVA) DIG_E2E_HOME="$${DIG_E2E_HOME:-.dig}" $(BIN)/pytest tests/integration/test_live.py
 
+chaos: setup  ## kill every step of every write, and the servers under a running day; with a table of what readers saw
+	@$(WITH_JAVA) $(BIN)/pytest tests/integration/test_crash.py tests/integration/test_live_faults.py
+
 test: setup lint types contracts  ## every check: lint, types, import contracts, unit and integration tests
 	@$(WITH_JAVA) $(BIN)/pytest
 

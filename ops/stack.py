@@ -144,6 +144,8 @@ class Stack:
         for needed in services:
             if needed.name in service.needs:
                 supervise.await_health(needed, state.processes[needed.name], self._log(needed.name))
+        if process is not None:
+            stop_processes(supervise.left_by(process, state.marker))
         service.prepare()
         state.processes[service.name] = supervise.spawn(service, self._log(service.name), shared, self._cwd(service))
         save_state(self.folder, state)

@@ -118,5 +118,17 @@ def marked(marker: str) -> list[psutil.Process]:
     return found
 
 
+def left_by(process: Started, marker: str) -> list[psutil.Process]:
+    """What a server that is gone has left of its session: workers that hold its port, tasks that it had begun."""
+    found = []
+    for member in marked(marker):
+        try:
+            if os.getsid(member.pid) == process.pid:
+                found.append(member)
+        except ProcessLookupError:
+            continue
+    return found
+
+
 def _runs(process: psutil.Process) -> bool:
     return process.is_running() and born(process.pid) is not None
