@@ -87,10 +87,9 @@ SCENARIOS = [
         look=look,
         leaves=leaves,
         points=tuple(f"register.{point}" for point in points),
-        full=full,
     )
-    for situation, prepare, points, full in (
-        ("first model", trained, ("run_found", "model_named"), ()),
-        ("a champion there", champion, STEPS, ("file.written",)),
+    for situation, prepare, points in (
+        ("first model", trained, ("model_named",)),
+        ("a champion there", champion, STEPS),
     )
 ]

@@ -111,10 +111,9 @@ SCENARIOS = [
         look=look,
         leaves=leaves,
         points=(
-            *("partition.rows_written", "partition.rows_written@3", "ingest.gates_passed", "partition.day_committed"),
+            *("partition.rows_written", "ingest.gates_passed", "partition.day_committed"),
             *("ingest.table_committed", "partition.gate_passed"),
         ),
-        full=("partition.rows_written",),
         needs="gateway",
     )
 ]

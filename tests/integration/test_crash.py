@@ -161,12 +161,7 @@ def test_two_trainings_of_a_date_do_not_meet(world_of: Callable[[Scenario], Worl
 
 def torchrun(root: Path, fault: str = "") -> int:
     """A real training by two ranks."""
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([".", *filter(None, [os.environ.get("PYTHONPATH")])]),
-    }
-    environment.pop("DIG_FAULT", None)
+    environment = os.environ | ({"DIG_FAULT": fault} if fault else {})
     sets = [f"paths.home={root}", *(f"model.{k}={v}" for k, v in tw.ew.SMALL.items()), *tw.SETS, "train.ranks=2"]
     command = [sys.executable, "-m", "jobs.launch", "--config", "conf/local.yaml", "--date", str(tw.DAY)]
     command += [part for one in sets for part in ("--set", one)]

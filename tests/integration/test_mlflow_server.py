@@ -107,7 +107,8 @@ def test_a_server_that_is_started_again_meanwhile_is_waited_for(started, tmp_pat
     config = ew.settings(tmp_path / "home", f"mlflow.tracking_uri={started.address}")
     store = registry.client(config)
     store.create_registered_model(config.mlflow.model_name)
-    store.create_model_version(config.mlflow.model_name, "mlflow-artifacts:/none", tags={registry.RUN_DATE: str(ew.DAY)})
+    made = store.create_run(registry.experiment_id(config)).info
+    store.create_model_version(config.mlflow.model_name, made.artifact_uri, made.run_id, tags={registry.RUN_DATE: str(ew.DAY)})
     registry.set_alias(config, registry.CHAMPION, "1")
     started.stop()
     found = []
