@@ -38,9 +38,6 @@ down: $(STAMP)  ## stop them; the data stay, unless ARGS=--purge
 e2e: setup  ## the daily run through the REST API of what `make up` started
 	@$(WITH_JAVA) DIG_E2E_HOME="$${DIG_E2E_HOME:-.dig}" $(BIN)/pytest tests/integration/test_live.py
 
-chaos: setup  ## kill every step of every write, and the servers under a running day; with a table of what readers saw
-	@$(WITH_JAVA) $(BIN)/pytest tests/integration/test_crash.py tests/integration/test_live_faults.py
-
 test: setup lint types contracts  ## every check: lint, types, import contracts, unit and integration tests
 	@$(WITH_JAVA) $(BIN)/pytest
 
@@ -75,8 +72,8 @@ lock:  ## write requirements.lock anew from what the environment holds
 	@{ grep '^#' requirements.lock; $(BIN)/python -m pip freeze --exclude-editable | sed -e 's/+cpu$$//'; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 
-chaos: setup  ## kill every step of every protocol, look at what is left, run it again; prints what was found
-	@$(WITH_JAVA) $(BIN)/pytest -q --durations=0 --durations-min=60 tests/integration/test_crash.py $(ARGS)
+chaos: setup  ## kill every step of every protocol and the servers under a running day; a table of what readers saw
+	@$(WITH_JAVA) $(BIN)/pytest -q --durations=0 --durations-min=60 tests/integration/test_crash.py tests/integration/test_live_faults.py $(ARGS)
 
 clean:  ## remove what runs wrote; the virtual environment stays
 	@if [ -d .dig/stack ]; then $(BIN)/python -m ops down --set paths.home=.dig --purge; fi

@@ -90,7 +90,7 @@ def move(config: Config, asked: Pair | None, request: Request) -> Entry:
             after=asked or Pair(version=None, generation=None),
         )
         try:
-            if done := _done_before(root, before, request):
+            if done := _done_before(root, asked, before, request):
                 return done
             _unchanged(root, before, settled, request)
             entry = replace(entry, after=asked or rollback_target(config, before))
@@ -151,7 +151,7 @@ def _alone(root: Path) -> Iterator[None]:
         held.__exit__(None, None, None)
 
 
-def _done_before(root: Path, before: Pair, request: Request) -> Entry | None:
+def _done_before(root: Path, asked: Pair | None, before: Pair, request: Request) -> Entry | None:
     """The entry of this very request, if an earlier attempt carried it out: a retried rollback must not go back twice.
 
     Raises:
@@ -159,7 +159,7 @@ def _done_before(root: Path, before: Pair, request: Request) -> Entry | None:
     """
     carried_out = moves(root)
     for entry in carried_out:
-        if entry.answers(request):
+        if entry.answers(request) and asked in (None, entry.after):
             if entry.after == before:
                 return replace(entry, message=f"{before} is in force already: an earlier attempt saw to it")
             raise JobError(f"this was carried out at {entry.moved_at}, and since then {carried_out[-1].story()}; nothing was moved")

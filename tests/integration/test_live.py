@@ -198,7 +198,7 @@ def test_of_two_who_roll_back_at_once_one_is_told_that_the_other_was_faster(live
         ended[live.run("dig_promote", run)["state"]] = run
     assert sorted(ended.values()) == sorted(both)
     said = "\n".join(live.logs("dig_promote", ended["failed"], "promote"))
-    assert f"asked for when generation {earlier} was current, but now it is {first.generation}; admin moved it at" in said
+    assert f"but since then {ADMIN} moved to version {first.champion} with generation {first.generation} at " in said
     assert {task["task_id"]: task["try_number"] for task in live.tasks("dig_promote", ended["failed"])}["promote"] == 1
     assert sorted(entry.outcome for entry in log_of(live)[count:]) == ["promoted", "refused"]
     assert InForce.of(live.config).current == first.current
@@ -264,7 +264,8 @@ def test_what_needs_approval_waits_and_a_rollback_does_not(live: StackClient, ea
     live.wait("dig_promote", approved)
     assert InForce.of(live.config).current == first.current
     last = log_of(live)[-1]
-    assert (last.who, last.reason, last.outcome) == ("jane", f"back to the newest (approved by {ADMIN})", "promoted")
+    assert last.who == f"jane (triggered by {ADMIN})"
+    assert (last.reason, last.outcome) == (f"back to the newest (approved by {ADMIN})", "promoted")
 
     at_once = rollback(live, "nobody need be asked")
     live.wait("dig_promote", at_once)

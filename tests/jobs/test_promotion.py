@@ -84,7 +84,7 @@ def test_no_training_starts_from_what_was_rolled_back_until_it_is_promoted_again
     move(world.config, None, asks("rollback", past_gate=True, by_hand=True))
     assert world.tags("2")["withdrawn"] == rw.day_of(1).isoformat()
     assert registry.ancestor(world.config, rw.day_of(9)).version == "1"  # type: ignore[union-attr]
-    move(world.config, world.pairs[1], asks())
+    move(world.config, world.pairs[1], asks(who="bob", by_hand=True))
     assert "withdrawn" not in world.tags("2")
     assert registry.ancestor(world.config, rw.day_of(9)).version == "2"  # type: ignore[union-attr]
 
@@ -96,7 +96,7 @@ def test_after_a_rollback_a_promotion_and_a_rollback_lead_back_to_the_same_pair(
     move(world.config, None, asks("rollback", past_gate=True, by_hand=True))
     move(world.config, three, asks())
     assert world.aliases == {"champion": "3", "previous": "1"}
-    move(world.config, None, asks("rollback", past_gate=True, by_hand=True))
+    move(world.config, None, asks("rollback", who="bob", past_gate=True, by_hand=True))
     assert world.current == one.generation
 
 
@@ -156,7 +156,7 @@ def test_an_attempt_that_comes_back_after_a_rollback_does_not_undo_it(world: Rel
     move(world.config, None, asks("rollback", past_gate=True, by_hand=True))
     with pytest.raises(JobError, match=r"this was carried out at .* since then ann moved to version 1"):
         move(world.config, two, daily)
-    with pytest.raises(JobError, match="version 2 was rolled back from; to promote it again: dig promote --version 2"):
+    with pytest.raises(JobError, match="version 2 was rolled back from; to promote it again, name it: dig promote --version 2"):
         move(world.config, two, replace(daily, who="another run"))
     assert (world.aliases, world.current) == ({"champion": "1"}, one.generation)
     assert "withdrawn" in world.tags("2")
