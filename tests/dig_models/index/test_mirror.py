@@ -172,8 +172,9 @@ def test_a_reader_that_polls_during_pushes_never_meets_a_mix_or_a_gap(index: tup
     done, seen, broken = threading.Event(), [], []
 
     def read() -> None:
-        turn = 0
-        while not done.is_set() or turn < 3:
+        turn, last = 0, False
+        while not last:
+            last = done.is_set()  # one more turn begins when the pushes have ended
             cache = tmp_path / f"cache-{turn}"
             try:
                 pulled = pull(url, cache)
