@@ -127,6 +127,8 @@ class Stack:
             private_folder(self.folder / name)
         state = self.state = self.state or State()
         state.config = str(self.place.resolve())
+        for dead in (process for process in state.processes.values() if not supervise.alive(process)):
+            stop_processes(supervise.left_by(dead, state.marker))
         state.ports = ports.choose(self.config.stack, state.ports, self._holding(state))
         state.postgres = state.postgres or str(postgres.choose_folder(self.folder, state.marker))
         save_state(self.folder, state)
@@ -144,8 +146,6 @@ class Stack:
         for needed in services:
             if needed.name in service.needs:
                 supervise.await_health(needed, state.processes[needed.name], self._log(needed.name))
-        if process is not None:
-            stop_processes(supervise.left_by(process, state.marker))
         service.prepare()
         state.processes[service.name] = supervise.spawn(service, self._log(service.name), shared, self._cwd(service))
         save_state(self.folder, state)
