@@ -142,6 +142,18 @@ def test_a_shell_with_the_printed_environment_reaches_airflow(world: World) -> N
     assert "dig_promotion" in done.stdout
 
 
+def test_a_server_whose_workers_outlive_it_gets_its_port_back(world: World) -> None:
+    before = world.pids()
+    workers = [process for process in tree(before["mlflow"]) if process.pid != before["mlflow"]]
+    assert workers
+    os.kill(before["mlflow"], signal.SIGKILL)
+    revived = ops(world.conf, "up")
+    assert revived.returncode == 0, revived.stderr
+    assert [process for process in workers if running(process)] == []
+    assert {name for name, pid in world.pids().items() if pid != before[name]} == {"mlflow"}
+    assert world.status()[0] == 0
+
+
 def test_a_server_that_was_killed_is_seen_and_it_alone_is_revived(world: World) -> None:
     before = world.pids()
     os.kill(before["scheduler"], signal.SIGKILL)

@@ -120,6 +120,16 @@ def test_what_a_dead_server_left_is_found_by_its_marker(start, tmp_path):
     assert supervise.marked("another") == []
 
 
+def test_what_a_dead_server_left_of_its_session_is_its_own_and_nobody_elses(start, tmp_path):
+    process, neighbour = start(service(PARENT)), start(service(FOREVER))
+    orphan = int(printed(tmp_path))
+    os.kill(process.pid, signal.SIGKILL)
+    eventually(lambda: not supervise.alive(process))
+    assert [found.pid for found in supervise.left_by(process, "this-test")] == [orphan]
+    assert supervise.left_by(process, "another") == []
+    assert [found.pid for found in supervise.left_by(neighbour, "this-test")] == [neighbour.pid]
+
+
 def test_a_server_that_ends_at_once_is_an_error_with_the_end_of_its_log(start, tmp_path):
     one = service("import sys; sys.exit('no room at the inn')")
     with pytest.raises(StackError, match=r"it ended while it started; the end of .*\nno room at the inn"):
