@@ -60,9 +60,8 @@ def stop(stack: StackClient, name: str, with_signal: signal.Signals, *, workers:
 
 
 def revive(stack: StackClient) -> None:
-    """``make up``: starts what is dead, and only that."""
-    done = ops(Path(stack.state.config), "up")
-    assert done.returncode == 0, done.stderr
+    """``make up``: starts what is dead, and only that; again if a server that was still on its way out ended meanwhile."""
+    wait_for(lambda: ops(Path(stack.state.config), "up").returncode == 0, "every server to be healthy", 900.0)
 
 
 def staged(stack: StackClient) -> bool:
