@@ -48,6 +48,6 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 COPY . .
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps -e . \
-    && /opt/venv/bin/python -m compileall -q dags jobs dig_models ops
+    && /opt/venv/bin/python -m compileall -q dags jobs dig_models
 
 USER dig

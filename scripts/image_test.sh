@@ -80,7 +80,7 @@ build() {
 inside() {
   local -a mounts=()
   local path
-  for path in tests benchmarks docs scripts .ci compose.yaml Makefile Dockerfile .dockerignore CONTRIBUTING.md CHANGELOG.md; do
+  for path in tests ops benchmarks docs scripts .ci compose.yaml Makefile Dockerfile .dockerignore CONTRIBUTING.md CHANGELOG.md; do
     [ ! -e "$path" ] || mounts+=(--volume "$PWD/$path:/opt/dig/$path:ro")
   done
   ours run --isolation chroot --network host "${mounts[@]}" "$container" -- "$@"
