@@ -23,6 +23,7 @@ from ops.service import Service, StackError
 from ops.state import Started, State, load_state, private_folder, save_state
 
 Tell = Callable[[str], None]
+RECOVERS_WITHIN = 45.0
 Health = Literal["healthy", "not healthy", "dead", "not started"]
 
 
@@ -113,10 +114,11 @@ class Stack:
             state = self._laid_out()
             services, shared = self.services(state)
             save_state(self.folder, state)
+            before = dict(state.processes)
             for service in services:
                 self._start(service, services, shared, state, tell)
             for service in services:
-                supervise.await_health(service, state.processes[service.name], self._log(service.name))
+                self._await(service, services, shared, state, tell, fresh=state.processes[service.name] != before.get(service.name))
             self._make_pools()
             self._tell_where(services, state, tell)
 
@@ -150,6 +152,22 @@ class Stack:
         state.processes[service.name] = supervise.spawn(service, self._log(service.name), shared, self._cwd(service))
         save_state(self.folder, state)
         tell(f"{service.name} starts (pid {state.processes[service.name].pid})")
+
+    def _await(
+        self, service: Service, services: list[Service], shared: Mapping[str, str], state: State, tell: Tell, *, fresh: bool
+    ) -> None:
+        """Wait until a server is healthy; one from before that does not recover from what it lost is started again."""
+        process, log = state.processes[service.name], self._log(service.name)
+        try:
+            supervise.await_health(service, process, log, supervise.HEALTHY_WITHIN if fresh else RECOVERS_WITHIN)
+        except StackError:
+            if fresh:
+                raise
+            tell(f"{service.name} (pid {process.pid}) does not recover: stopping it")
+            for _ in supervise.stop({service.name: process}):
+                pass
+            self._start(service, services, shared, state, tell)
+            supervise.await_health(service, state.processes[service.name], log)
 
     def _cwd(self, service: Service) -> Path:
         # Tasks resolve relative paths of the settings as the caller would; another user may not get there.
