@@ -51,11 +51,9 @@ def backfill(stack: StackClient, days: list[date]) -> dict[str, Any]:
     known = {run["dag_run_id"] for run in stack.runs(FEATURES)}
     wanted = {day.isoformat() for day in days}
     started = time.perf_counter()
-    # The end is compared at the hour of the schedule, which would leave the last day out.
-    last = days[-1] + timedelta(days=1)
-    stack.cli(
-        "backfill", "create", "--dag-id", FEATURES, "--from-date", f"{days[0]}", "--to-date", f"{last}", "--reprocess-behavior", "completed"
-    )
+    # The end is compared at the hour of the schedule: without a time the last day would be left out.
+    span = ["--from-date", days[0].isoformat(), "--to-date", f"{days[-1]}T23:59"]
+    stack.cli("backfill", "create", "--dag-id", FEATURES, *span, "--reprocess-behavior", "completed", "--max-active-runs", "1")
     found: dict[str, str] = {}
     while set(found) < wanted:
         found = {run["partition_key"]: run["dag_run_id"] for run in stack.runs(FEATURES) if run["dag_run_id"] not in known}

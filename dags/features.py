@@ -24,7 +24,8 @@ one is not committed, and the task is not tried again.
 | every day since one | `{"date": "2017-11-15", "from": "2017-11-01"}` |
 
 Emits the asset `dig://examples` for the date, which sets `dig_retrain` off; with `{"retrain": false}` that run skips. A backfill
-(`airflow backfill create --dag-id dig_features …`) retrains only with `--dag-run-conf '{"retrain": true}'`.
+(`airflow backfill create --dag-id dig_features --max-active-runs 1 …`) retrains only with `--dag-run-conf '{"retrain": true}'`. A run that
+wants no training leaves out the cross arrays, which need the whole window of a run.
 """
 
 config = settings()
@@ -73,9 +74,9 @@ with DAG(
         task_id="u2i_crosses",
         job="u2i_crosses",
         config=config,
-        arguments=lambda s: [*days(s.examples, s.last), "--events-from", s.events.isoformat()],
+        arguments=lambda s: [*days(s.examples, s.last), "--events-from", s.events.isoformat(), *([] if s.arrays else ["--no-arrays"])],
         execution_timeout=timedelta(hours=4),
-        doc_md="User-to-item crosses as of the start of the day, and the arrays that answer for any pair.",
+        doc_md="User-to-item crosses as of the start of the day, and, if a training follows, the arrays that answer for any pair.",
     )
     examples = SparkJobOperator(
         task_id="examples",

@@ -95,7 +95,9 @@ def of_features(job: str, span: Span, config: Config) -> Lineage:
         + _lake(back(span.examples, longest), last, "u2i_daily")
         + _lake(*shown, "requests"),
         writes=_lake(first, last, "u2i_daily") + _lake(*shown, "u2i_crosses"),
-    ) + _cross_arrays(last, config)
+    )
+    if span.arrays:
+        u2i_crosses += _cross_arrays(last, config)
     examples = Lineage(
         reads=_lake(*shown, "offers", "interactions", "users", "u2i_crosses")
         + _lake(min(span.examples, back(last, dataset.history.days - 1)), last, "requests")

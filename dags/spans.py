@@ -10,6 +10,7 @@ from typing import Any
 from airflow.sdk.exceptions import AirflowFailException
 
 from dags.common import as_date, run_date
+from dags.guard import wants_retrain
 from jobs.config import Config
 
 
@@ -22,6 +23,7 @@ class Span:
         catalogue: first day of ``item_features``: the day before the first examples, which show its items.
         examples: first day of crosses and examples.
         missing: leave days alone whose partition is up to date.
+        arrays: export the cross arrays of the last day, which a training needs and which need the whole window of its run.
     """
 
     events: date
@@ -29,6 +31,7 @@ class Span:
     examples: date
     last: date
     missing: bool
+    arrays: bool = True
 
 
 def feature_span(context: Mapping[str, Any], config: Config) -> Span:
@@ -51,7 +54,7 @@ def feature_span(context: Mapping[str, Any], config: Config) -> Span:
     elif asked.get("fill"):
         first = window.train_first
     else:
-        return Span(events=last, catalogue=last, examples=last, last=last, missing=False)
+        return Span(events=last, catalogue=last, examples=last, last=last, missing=False, arrays=wants_retrain(context))
     reached = config.feature_days(first, last)
     return Span(events=reached.events, catalogue=reached.catalogue, examples=reached.examples, last=last, missing=True)
 

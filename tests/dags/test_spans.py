@@ -33,6 +33,13 @@ def test_a_daily_run_builds_its_own_day_alone_and_anew(config: Config) -> None:
     assert span == Span(events=D, catalogue=D, examples=D, last=D, missing=False)
 
 
+def test_a_run_that_wants_no_training_exports_no_arrays(dags: dict[str, Any], config: Config) -> None:
+    span = feature_span(context(Run("2017-11-15", run_id="backfill__2017-11-15")), config)
+    assert not span.arrays
+    assert dags["dig_features"].get_task("u2i_crosses").arguments(span)[-1] == "--no-arrays"
+    assert "cross_arrays" not in of_features("u2i_crosses", span, config).lines()[1]
+
+
 def test_filling_covers_the_window_and_all_that_its_features_reach(config: Config) -> None:
     span = feature_span(context(Run(conf={"date": "2017-11-15", "fill": True})), config)
     window = config.run_window(D)

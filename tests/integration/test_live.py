@@ -127,7 +127,7 @@ def test_a_backfill_rebuilds_days_and_trains_on_none_of_them(live: StackClient, 
     before, rows = InForce.of(live.config), markers(live)
     known = {dag_id: {run["dag_run_id"] for run in live.runs(dag_id)} for dag_id in CHAIN}
     range_of = ["--from-date", days[0].isoformat(), "--to-date", f"{days[-1]}T23:59"]
-    live.cli("backfill", "create", "--dag-id", "dig_features", *range_of, "--reprocess-behavior", "completed")
+    live.cli("backfill", "create", "--dag-id", "dig_features", *range_of, "--reprocess-behavior", "completed", "--max-active-runs", "1")
     for day in map(date.isoformat, days):
         run_id = live.await_run("dig_features", day, known=known["dig_features"])
         assert run_id.startswith("backfill__")
