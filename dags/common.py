@@ -97,10 +97,13 @@ def asked_by(context: Mapping[str, Any]) -> str:
 
 
 def asked_at(context: Mapping[str, Any]) -> str:
-    """When a run began, ISO 8601: the same for every attempt of its tasks."""
+    """When a run began, ISO 8601: the same for every attempt of its tasks.
+
+    The later of its start and of the moment from which it may run: a run without a server is given its logical date as start.
+    """
     dag_run = context["dag_run"]
-    at = getattr(dag_run, "start_date", None) or getattr(dag_run, "run_after", None)
-    return at.isoformat(timespec="seconds") if at else ""
+    known = [at for at in (getattr(dag_run, "start_date", None), getattr(dag_run, "run_after", None)) if at]
+    return max(known).isoformat(timespec="seconds") if known else ""
 
 
 def job_environment() -> dict[str, str]:

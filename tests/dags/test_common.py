@@ -42,6 +42,8 @@ def test_who_asked_is_the_user_that_triggered_or_the_run_itself() -> None:
 def test_when_it_was_asked_is_the_same_for_every_attempt() -> None:
     told = context(Run(start_date=datetime(2017, 11, 16, 8, tzinfo=UTC)))
     assert common.asked_at(told) == "2017-11-16T08:00:00+00:00"
+    told = context(Run(start_date=datetime(2017, 11, 15, tzinfo=UTC), run_after=datetime(2017, 11, 20, 9, tzinfo=UTC)))
+    assert common.asked_at(told) == "2017-11-20T09:00:00+00:00"
     assert common.asked_at(context()) == ""
 
 
