@@ -8,9 +8,8 @@ from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 
-from dags.common import settings
+from dags.common import notifier, settings
 from dags.lineage import UNDATED
-from dags.notify import Notifier
 
 TASK = "approve"
 BODY = """
@@ -29,13 +28,12 @@ class Approval(ApprovalOperator):  # type: ignore[misc]  # Airflow's classes are
     """
 
     def __init__(self, *, waived: Callable[[Any], bool] = lambda context: False, **kwargs: Any) -> None:
-        airflow = settings().airflow
         super().__init__(
             task_id=TASK,
             body=BODY,
             fail_on_reject=True,  # what was asked for does not happen: the run must not look as if it had
-            response_timeout=timedelta(hours=airflow.approval_hours),
-            notifiers=[Notifier(webhook=airflow.notify.webhook, timeout_seconds=airflow.notify.timeout_seconds, event="waiting")],
+            response_timeout=timedelta(hours=settings().airflow.approval_hours),
+            notifiers=[notifier("waiting")],
             retries=0,
             doc_md="A person approves or rejects under *Required Actions*; the answer stands in the promotion log.",
             **kwargs,

@@ -50,8 +50,14 @@ def default_args() -> dict[str, Any]:
         "retry_delay": timedelta(minutes=airflow.retry_minutes),
         "retry_exponential_backoff": 2.0,
         "max_retry_delay": timedelta(minutes=30),
-        "on_failure_callback": [Notifier(webhook=airflow.notify.webhook, timeout_seconds=airflow.notify.timeout_seconds)],
+        "on_failure_callback": [notifier("failed")],
     }
+
+
+def notifier(event: str) -> Notifier:
+    """Who hears of an event, as the settings have it."""
+    notify = settings().airflow.notify
+    return Notifier(webhook=notify.webhook, timeout_seconds=notify.timeout_seconds, event=event)
 
 
 def run_date(context: Mapping[str, Any]) -> date:

@@ -20,8 +20,12 @@ KEPT = "the champion and the index stay as they are"
 
 def wants_retrain(context: Mapping[str, Any]) -> bool:
     """Whether a run of the feature DAG is to be followed by a training: what its conf says, else yes unless it is a backfill."""
-    said = asked(context).get(RETRAIN)
-    return bool(said) if said is not None else not str(context["dag_run"].run_id).startswith(BACKFILL)
+    return _wanted(asked(context), context["dag_run"].run_id)
+
+
+def _wanted(told: Mapping[str, Any], run_id: Any) -> bool:
+    said = told.get(RETRAIN)
+    return bool(said) if said is not None else not str(run_id or "").startswith(BACKFILL)
 
 
 def unwanted(context: Mapping[str, Any]) -> str:
@@ -30,17 +34,12 @@ def unwanted(context: Mapping[str, Any]) -> str:
     It goes on if any of the events wants it to, and if no event set it off (it was triggered by hand).
     """
     events = [event for of_asset in (context.get("triggering_asset_events") or {}).values() for event in of_asset]
-    sources = [event for event in events if not _wanted(event)]
+    sources = [event for event in events if not _wanted(event.extra or {}, event.source_run_id)]
     if not events or len(sources) < len(events):
         return ""
     runs = ", ".join(sorted({str(event.source_run_id) for event in sources}))
     kind = "a backfill" if BACKFILL in runs else "a run that asks for no training"
     return f'set off by {kind} ({runs}) without {{"retrain": true}} in its conf: {KEPT}'
-
-
-def _wanted(event: Any) -> bool:
-    said = (event.extra or {}).get(RETRAIN)
-    return bool(said) if said is not None else not str(event.source_run_id or "").startswith(BACKFILL)
 
 
 def skip_unwanted(context: Any) -> None:

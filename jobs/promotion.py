@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -19,7 +19,7 @@ from dig_models.faults import reached
 from dig_models.files import append_line, exclusive, replace_text
 from dig_models.index import generation as g
 from dig_models.index.verify import verify
-from dig_models.index.writer import retain, switch
+from dig_models.index.writer import locked, retain, switch
 from jobs import registry
 from jobs.config import Config
 from jobs.entry import Held, JobError, ServiceAway
@@ -135,20 +135,17 @@ def settle(config: Config) -> Entry | None:
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    held = exclusive(root / LOCK, wait=False)
-    try:
-        held.__enter__()
-    except BlockingIOError as error:
-        by = ""
-        with suppress(FileNotFoundError):
-            by = f" by {Entry.parse((root / INTENT).read_text(encoding='utf-8')).who}"
-        raise Held(
-            f"another promotion is under way{by} ({error.strerror}); nothing was moved: look at what it did, then ask again"
-        ) from None
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(exclusive(root / LOCK, wait=False))
+        except BlockingIOError as error:
+            by = ""
+            with suppress(FileNotFoundError):
+                by = f" by {Entry.parse((root / INTENT).read_text(encoding='utf-8')).who}"
+            raise Held(
+                f"another promotion is under way{by} ({error.strerror}); nothing was moved: look at what it did, then ask again"
+            ) from None
         yield
-    finally:
-        held.__exit__(None, None, None)
 
 
 def _done_before(root: Path, asked: Pair | None, before: Pair, request: Request) -> Entry | None:
@@ -235,7 +232,7 @@ def _carry_out(config: Config, root: Path, entry: Entry) -> None:
 
 def _retire(config: Config, root: Path) -> None:
     """Remove generations that are too many, unless a writer is at work; then the next move does."""
-    with suppress(BlockingIOError), exclusive(root / ".lock", wait=False):
+    with suppress(BlockingIOError), locked(root, wait=False):
         retain(root, config.index.keep, also={pair.generation for pair in standing(moves(root))[-2:] if pair.generation})
 
 

@@ -62,9 +62,13 @@ class Release:
     cross_arrays: Path
 
 
-def locked(root: Path) -> AbstractContextManager[None]:
-    """One writer at a time; readers never wait."""
-    return exclusive(root / ".lock")
+def locked(root: Path, *, wait: bool = True) -> AbstractContextManager[None]:
+    """One writer at a time; readers never wait.
+
+    Raises:
+        BlockingIOError: another one is at work and ``wait`` is off.
+    """
+    return exclusive(root / ".lock", wait=wait)
 
 
 def build(root: Path, release: Release) -> str:

@@ -149,7 +149,9 @@ def test_readers_that_poll_while_the_mirror_switches_never_meet_a_mix_or_a_gap(
     done, seen, broken = threading.Event(), [], []
 
     def read() -> None:
-        while not done.is_set() or len(seen) + len(broken) < 3:
+        last = False
+        while not last:
+            last = done.is_set()  # one more turn begins when the pushes have ended
             cache = tmp_path / f"cache-{len(seen) + len(broken)}"
             try:
                 pull(URL, cache)
