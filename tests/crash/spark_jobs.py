@@ -78,9 +78,7 @@ def features(call: Invocation) -> None:
     assert spark is not None
     build = Build(call.config, spark, "item_features", (), 1)
     frame = build.lake.read(spark, "interactions", call.days).groupBy("item_id", "ds").sum("value")
-    build.publish(
-        "item_daily", call.days, lambda: frame.toDF("item_id", "ds", "value"), lambda day: {"interactions": [day]}, sort=["item_id"]
-    )
+    build.publish("item_daily", call.days, lambda: frame.toDF("item_id", "ds", "value"), sort=["item_id"])
 
 
 def look(root: Path) -> Mapping[str, str]:

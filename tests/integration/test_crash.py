@@ -125,7 +125,7 @@ def test_two_runs_of_a_date_do_not_meet_in_the_lake(tmp_path: Path) -> None:
     process = harness.start(first, tmp_path, fault=f"partition.staged=pause:{tmp_path}", log=tmp_path / "first.log")
     harness.until((tmp_path / "partition.staged").exists, "the first run to stage")
     second = harness.start(first, tmp_path, log=tmp_path / "second.log")
-    assert harness.ended(second) == 2
+    assert harness.ended(second) == 1  # to be tried again: the first may end well
     said = (tmp_path / "second.log").read_text()
     assert f"held by another run that builds the same days (process {process.pid} on " in said and "Traceback" not in said
     (tmp_path / "partition.staged").unlink()
@@ -152,7 +152,7 @@ def test_two_trainings_of_a_date_do_not_meet(world_of: Callable[[Scenario], Worl
     world.restore()
     first = harness.start(training.fit, world.root, fault=f"training.fitted=pause:{tmp_path}", log=tmp_path / "first.log")
     harness.until((tmp_path / "training.fitted").exists, "the first training to end")
-    assert harness.ended(harness.start(training.fit, world.root, log=tmp_path / "second.log")) == 2
+    assert harness.ended(harness.start(training.fit, world.root, log=tmp_path / "second.log")) == 1
     assert f"(process {first.pid} on " in (tmp_path / "second.log").read_text()
     (tmp_path / "training.fitted").unlink()
     assert harness.ended(first) == 0
