@@ -145,7 +145,8 @@ def test_a_failed_task_stops_the_run_and_is_named_with_reason_and_log(tmp_path: 
     assert str(broken) in done.stderr
     assert last == f"log: {folder / 'logs' / 'ingest.log'}"
     events = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events if event.get("event")] == ["plan", "start", "fail", "start", "finish", "fail"]  # the sweep runs all the same
+    # The sweep runs all the same.
+    assert [event["event"] for event in events if event.get("event")] == ["plan", "start", "fail", "start", "finish", "fail"]
     stages = json.loads((folder / "stages.json").read_text())
     assert set(stages["seconds"]) == {"ingest", "sweep", "airflow"}
     assert stages["peak_rss_bytes"] > 100 << 20
