@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 #: Exit status of a job that failed for a reason its message explains: trying again cannot help.
 EXPLAINED = 2
+JAVA_OPTIONS = "spark.driver.extraJavaOptions"
 
 
 def announce(operator: BaseOperator, context: Any, day: str) -> None:
@@ -179,6 +180,8 @@ class SparkJobOperator(SparkSubmitOperator, Traced):  # type: ignore[misc]
             span = self.span(context, config)
             self.begin(of_features(self.job, span, config))
         self.application_args = self.arguments(span) + (["--missing"] if span.missing else [])
+        if span.single and config.spark.one_day_java_options:
+            self.conf = {JAVA_OPTIONS: config.spark.one_day_java_options, **self.conf}
         self.env_vars = {"PYTHONPATH": job_environment()["PYTHONPATH"]}
         try:
             super().execute(context)

@@ -33,6 +33,11 @@ class Span:
     missing: bool
     arrays: bool = True
 
+    @property
+    def single(self) -> bool:
+        """Whether it is one day."""
+        return self.events == self.last
+
 
 def feature_span(context: Mapping[str, Any], config: Config) -> Span:
     """Days that a run of ``dig_features`` builds.

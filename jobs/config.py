@@ -84,6 +84,10 @@ class SparkConfig(Strict):
     shuffle_partitions: Positive = 4
     connection_id: str = "spark_default"
     conf: dict[str, str] = Field({}, description="further Spark properties")
+    one_day_java_options: str = Field(
+        "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+        description="of the driver's JVM where a DAG submits a single day: that ends before a second compilation would have paid",
+    )
 
 
 class WindowConfig(Strict):

@@ -27,7 +27,8 @@ def spark() -> Iterator[SparkSession]:
 
 def tiny_session_config() -> Config:
     """Settings of the tests' Spark session."""
-    return load("conf/local.yaml", ["spark.driver_memory=2g", "spark.shuffle_partitions=2", "spark.master=local[2]"])
+    quick = "spark.conf={spark.driver.extraJavaOptions: '-XX:TieredStopAtLevel=1'}"  # no query here runs long enough for more
+    return load("conf/local.yaml", ["spark.driver_memory=2g", "spark.shuffle_partitions=2", "spark.master=local[2]", quick])
 
 
 @pytest.fixture(scope="session")

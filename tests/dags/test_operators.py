@@ -86,3 +86,18 @@ def test_a_guarded_task_starts_nothing_after_a_backfill(tmp_path: Path, monkeypa
     with pytest.raises(AirflowSkipException):
         operator.execute(context(Run("2017-11-15"), triggering_asset_events={common.EXAMPLES: [event]}))
     assert not (tmp_path / "told").exists()
+
+
+@pytest.mark.parametrize(("conf", "quick"), [({}, True), ({"from": "2017-11-10"}, False)])
+def test_a_single_day_is_submitted_to_a_jvm_that_compiles_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dags: dict[str, Any], conf: dict[str, str], quick: bool
+) -> None:
+    (tmp_path / "spark-submit").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/told\n')
+    (tmp_path / "spark-submit").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("AIRFLOW_CONN_SPARK_DEFAULT", '{"conn_type": "spark", "host": "local[2]"}')
+    task = dags["dig_features"].get_task("ingest").prepare_for_execution()
+    task.execute(context(Run("2017-11-15", conf=conf)))
+    told = (tmp_path / "told").read_text()
+    assert "--master local[2]" in told and "ingest.py --from " in told
+    assert (f"--conf {operators.JAVA_OPTIONS}=-XX:TieredStopAtLevel=1" in told) == quick

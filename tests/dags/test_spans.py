@@ -31,6 +31,7 @@ def config() -> Config:
 def test_a_daily_run_builds_its_own_day_alone_and_anew(config: Config) -> None:
     span = feature_span(context(Run("2017-11-15")), config)
     assert span == Span(events=D, catalogue=D, examples=D, last=D, missing=False)
+    assert span.single
 
 
 def test_a_run_that_wants_no_training_exports_no_arrays(dags: dict[str, Any], config: Config) -> None:
