@@ -160,12 +160,13 @@ class SparkJobOperator(SparkSubmitOperator, Traced):  # type: ignore[misc]
         span: Callable[[Any, Config], Span] = feature_span,
         **kwargs: Any,
     ) -> None:
+        self.properties = {"spark.log.level": "WARN", **config.spark.conf}
         super().__init__(
             application=str(PROJECT / "jobs" / f"{job}.py"),
             name=f"dig_{job}",
             conn_id=config.spark.connection_id,
             driver_memory=config.spark.driver_memory,
-            conf={"spark.log.level": "WARN", **config.spark.conf},
+            conf=self.properties,
             pool=SPARK_POOL,
             **kwargs,
         )
@@ -181,7 +182,7 @@ class SparkJobOperator(SparkSubmitOperator, Traced):  # type: ignore[misc]
             self.begin(of_features(self.job, span, config))
         self.application_args = self.arguments(span) + (["--missing"] if span.missing else [])
         if span.single and config.spark.one_day_java_options:
-            self.conf = {JAVA_OPTIONS: config.spark.one_day_java_options, **self.conf}
+            self.conf = {JAVA_OPTIONS: config.spark.one_day_java_options, **self.properties}
         self.env_vars = {"PYTHONPATH": job_environment()["PYTHONPATH"]}
         try:
             super().execute(context)

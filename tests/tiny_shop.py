@@ -17,7 +17,12 @@ TINY_USERS, TINY_ITEMS = 24, 40
 #: Settings under which the whole path runs in a minute or two.
 PLACE: dict[str, Any] = {
     "dataset": {"name": "tiny", "sampling": {"exposed_negative_rate": 1.0}},
-    "spark": {"master": "local[2]", "driver_memory": "1g", "shuffle_partitions": 2, "conf": {"spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1"}},
+    "spark": {
+        "master": "local[2]",
+        "driver_memory": "1g",
+        "shuffle_partitions": 2,
+        "conf": {"spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1"},
+    },
     "window": {"eval_days": 2, "train_days": 6, "validation_days": 1},
     "model": {"dim": 8, "codes": 4, "encoder_hidden": 8, "experts": 2, "expert_hidden": 8},
     "train": {"epochs": 2, "requests_per_batch": 4},
