@@ -4,7 +4,8 @@ Usage: ``python -m benchmarks.backfill [--home FOLDER] [--sample 0.1] [--days 14
 events, the offers of the run window, daily aggregates of the days before the range) and copied, so that both start from the same. Then
 
 - *range*: one ``python -m jobs.backfill`` for all days;
-- *day by day*: what a scheduler does, for each day the four jobs as processes of their own, each with its own Spark session.
+- *day by day*: what a scheduler does, for each day the four jobs as processes of their own, each with its own Spark session, its JVM with
+  the options that a DAG gives a single day (``spark.one_day_java_options``).
 
 Both have their data gates on. The cross arrays are made for the last day alone either way, which spares the days one by one an export each.
 At the end every marker of the range must be in the other lake, byte for byte. Wall seconds and CPU seconds (of the processes and their
@@ -82,10 +83,11 @@ def by_range(home: Path, sample: float, days: list[date]) -> list[dict[str, Any]
 def day_by_day(home: Path, sample: float, days: list[date]) -> list[dict[str, Any]]:
     """Seconds of each job of each day."""
     found: list[dict[str, Any]] = []
+    java = ["--set", f"spark.conf={{spark.driver.extraJavaOptions: '{load().spark.one_day_java_options}'}}"]
     for day in days:
         for job in JOBS:
             more = ["--no-arrays"] if job == "u2i_crosses" and day != days[-1] else []
-            found.append({"day": day.isoformat(), "job": job, **start(job, home, sample, "--date", str(day), *more)})
+            found.append({"day": day.isoformat(), "job": job, **start(job, home, sample, "--date", str(day), *more, *java)})
         print(f"{day}: {sum(one['wall'] for one in found if one['day'] == day.isoformat()):.0f} s", flush=True)
     return found
 
