@@ -3,7 +3,7 @@
 Usage: ``python -m benchmarks.live [--days 3] [--repeats 5]``, with the servers up (``make up``) and a date retrained on them
 (``make e2e``). The days after the champion's are backfilled through Airflow's own ``backfill create``, one run after the other,
 each of four Spark applications, and then anew by one run of ``dig_backfill``, which is one application; the seconds are from the command
-or trigger to the end of the last run. Then a second generation goes out
+or trigger to the end of the last run. Then the generation of the day before goes out
 and is rolled back again and again: by the command alone, and by the DAG from its trigger to its end. Writes
 ``benchmarks/results/live.json``.
 """
@@ -22,6 +22,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+from dig_models.index import generation as g
 from jobs.config import load
 from jobs.dates import days_between
 from ops.client import StackClient
@@ -79,13 +80,14 @@ def by_dag(stack: StackClient) -> float:
     return seconds(roll_back)
 
 
-def rollbacks(stack: StackClient, day: date, repeats: int) -> dict[str, Any]:
-    """Publish the generation of another day, and roll it back, again and again."""
+def rollbacks(stack: StackClient, repeats: int) -> dict[str, Any]:
+    """Move to the generation of the day before with the same version, and roll back, again and again."""
     root = Path(stack.config.paths.at("index"))
     before = (root / "CURRENT").read_text().strip()
-    job(stack, "jobs.index", "--date", day.isoformat())
-    manifest = sorted((root / "generations").glob(f"{day}-*"))[-1].name
-    forward = ("jobs.promote", "--generation", manifest, "--reason", "benchmark")
+    day, version = g.id_date(before) - timedelta(days=1), g.id_version(before)
+    job(stack, "jobs.index", "--date", day.isoformat(), "--version", version, "--allow-older")
+    other = next(one for one in g.generations(root) if one.startswith(f"{day}-v{version}-"))
+    forward = ("jobs.promote", "--generation", other, "--reason", "benchmark")
     back = ("jobs.promote", "--rollback", "--reason", "benchmark")
     ways: dict[str, Callable[[], float]] = {"command": lambda: seconds(lambda: job(stack, *back)), "dag": lambda: by_dag(stack)}
     found: dict[str, list[float]] = {way: [] for way in ways}
@@ -116,7 +118,7 @@ def main() -> None:
         "load_before": os.getloadavg()[0],
         "backfill": backfill(stack, days),
         "range": by_range(stack, days),
-        "rollback": rollbacks(stack, days[0], options.repeats),
+        "rollback": rollbacks(stack, options.repeats),
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "live.json").write_text(json.dumps(results, indent=1) + "\n")
