@@ -1,13 +1,15 @@
 """A trained model on disk: weights, settings and the catalogue it was trained on; nothing else is needed to score.
 
 ``model.safetensors`` holds every tensor of the state (weights, codebooks, running statistics), ``model.json`` the model config,
-the feature spec, the run's information and the sha256 of the other files, ``items.parquet`` the catalogue with its SIDs. No pickle.
+the feature spec, the run's information and the sha256 of the other files, ``items.parquet`` the catalogue with its SIDs,
+``reserved.parquet`` (if there are any) the SIDs of items outside the catalogue that keep theirs when they enter it. No pickle.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,10 @@ from dig_models.faults import reached
 from dig_models.features import FeatureSpec
 from dig_models.files import naming_full_disk, replace_text, sync_tree
 from dig_models.items import ItemTable
+from dig_models.quantize.known import KnownSids
 
 FORMAT = 1
-WEIGHTS, SETTINGS, ITEMS = "model.safetensors", "model.json", "items.parquet"
+WEIGHTS, SETTINGS, ITEMS, RESERVED = "model.safetensors", "model.json", "items.parquet", "reserved.parquet"
 
 
 class BundleError(ValueError):
@@ -43,7 +46,7 @@ class Bundle:
     """A loaded bundle.
 
     Attributes:
-        model: in evaluation mode, with ``items`` set.
+        model: in evaluation mode, with ``items`` and ``reserved`` set.
         codes_NL: SIDs of the items as saved, row 0 (unknown item) included; -1 where the model has no codebooks.
         info: what the training run said about itself.
     """
@@ -54,11 +57,16 @@ class Bundle:
     codes_NL: NDArray[np.int64]
     info: dict[str, Any]
 
+    @property
+    def sids(self) -> KnownSids:
+        """SIDs of all items that the model knows: the catalogue's, and those in reserve."""
+        return KnownSids.of(self.items.hash_N[1:], self.codes_NL[1:]).over(self.model.reserved)
+
 
 def save_bundle(path: str | Path, model: Dig, items: ItemTable, info: dict[str, Any]) -> Path:
     """Write a bundle; ``model.json`` comes last, so a folder without it is no bundle.
 
-    The codes written are those of the weights as they are now, under the model's assignment mode.
+    The codes written are those of the weights as they are now, under the model's assignment mode; ``model.reserved`` goes with them.
 
     Raises:
         ValueError: ``items`` is not the catalogue that the model has.
@@ -71,10 +79,15 @@ def save_bundle(path: str | Path, model: Dig, items: ItemTable, info: dict[str, 
     if bool(model.quantizer.built):
         model.code_NL.copy_(model.codes(model.encode_catalogue()))
         model.code_NL[0] = -1
+    reserved = model.reserved.without(items.hash_N[1:])
+    files = [WEIGHTS, ITEMS, *([RESERVED] if len(reserved) else [])]
+    (path / RESERVED).unlink(missing_ok=True)
     with naming_full_disk(path):
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path / WEIGHTS)
         reached("bundle.weights_written")
         pq.write_table(items_to_arrow(items, model.spec, model.code_NL.cpu().numpy()), path / ITEMS)
+        if len(reserved):
+            pq.write_table(_sids_to_arrow(reserved), path / RESERVED)
         reached("bundle.items_written")
     sync_tree(path)
     settings = {
@@ -84,7 +97,7 @@ def save_bundle(path: str | Path, model: Dig, items: ItemTable, info: dict[str, 
         "spec": model.spec.model_dump(mode="json"),
         "spec_digest": model.spec.digest,
         "info": info,
-        "sha256": {name: _sha256(path / name) for name in (WEIGHTS, ITEMS)},
+        "sha256": {name: _sha256(path / name) for name in files},
     }
     replace_text(path / SETTINGS, json.dumps(settings, indent=2, sort_keys=True, allow_nan=False) + "\n")
     return path
@@ -104,12 +117,7 @@ def load_bundle(path: str | Path, spec: FeatureSpec | None = None) -> Bundle:
     """
     path = Path(path)
     settings = _settings(path)
-    for name, digest in settings["sha256"].items():
-        if not (path / name).is_file():
-            raise BundleError(f"{path / name}: missing; the bundle is incomplete, restore it or train again")
-        found = _sha256(path / name)
-        if found != digest:
-            raise BundleError(f"{path / name}: damaged: sha256 {found[:12]} found, {digest[:12]} expected; restore it or train again")
+    _check(path, settings, settings["sha256"])
     own = FeatureSpec.model_validate(settings["spec"])
     own.require(settings["spec_digest"], f"bundle {path}")
     if spec is not None:
@@ -118,6 +126,7 @@ def load_bundle(path: str | Path, spec: FeatureSpec | None = None) -> Bundle:
     items = ItemTable.from_arrow(table, own)
     try:
         model = Dig(ModelConfig.model_validate(settings["model"]), own, seed=int(settings["seed"]))
+        model.reserved = _reserved(path, settings)
         model.set_items(items)
         model.load_state_dict(load_file(path / WEIGHTS))
     except (ValidationError, RuntimeError) as error:  # torch: names or shapes of the weights differ
@@ -126,6 +135,44 @@ def load_bundle(path: str | Path, spec: FeatureSpec | None = None) -> Bundle:
     model.eval()
     model.settled = True
     return Bundle(model, own, items, model.code_NL.cpu().numpy().copy(), settings["info"])
+
+
+def read_sids(path: str | Path) -> KnownSids:
+    """SIDs of all items that a bundle knows, without its model: also of one whose network or features this code no longer has.
+
+    Raises:
+        BundleError: as ``load_bundle``.
+    """
+    path = Path(path)
+    settings = _settings(path)
+    _check(path, settings, [name for name in settings["sha256"] if name != WEIGHTS])
+    return _sids_from_arrow(pq.read_table(path / ITEMS)).over(_reserved(path, settings))
+
+
+def _check(path: Path, settings: dict[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        if not (path / name).is_file():
+            raise BundleError(f"{path / name}: missing; the bundle is incomplete, restore it or train again")
+        found, digest = _sha256(path / name), settings["sha256"][name]
+        if found != digest:
+            raise BundleError(f"{path / name}: damaged: sha256 {found[:12]} found, {digest[:12]} expected; restore it or train again")
+
+
+def _reserved(path: Path, settings: dict[str, Any]) -> KnownSids:
+    if RESERVED not in settings["sha256"]:
+        return KnownSids.none(int(settings["model"]["levels"]))
+    return _sids_from_arrow(pq.read_table(path / RESERVED))
+
+
+def _sids_to_arrow(sids: KnownSids) -> pa.Table:
+    codes = {f"s_{level + 1}": pa.array(sids.code_XL[:, level].astype(np.int32)) for level in range(sids.levels)}
+    return pa.table({"item_hash": pa.array(sids.hash_X), **codes})
+
+
+def _sids_from_arrow(table: pa.Table) -> KnownSids:
+    levels = sum(name.startswith("s_") for name in table.column_names)
+    codes = [table.column(f"s_{level + 1}").to_numpy().astype(np.int64) for level in range(levels)]
+    return KnownSids.of(table.column("item_hash").to_numpy().astype(np.int64), np.stack(codes, axis=1))
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -92,6 +92,11 @@ class TrainConfig(Strict):
         "keep",
         description="SIDs of known items in a training that starts from the champion: kept, or nearest codes, which moves nearly all",
     )
+    align_codes: bool = Field(
+        True,
+        description="codes of a trained model are renamed so that items keep the SIDs of the model promoted before it where renaming can; "
+        "scores stay the same",
+    )
     seed: int = 2017
     ranks: Positive = Field(2, description="processes per host")
     threads_per_rank: Positive = 1

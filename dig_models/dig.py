@@ -27,6 +27,7 @@ from dig_models.nn.attention import HistoryAttention, RowLayout, UserSide
 from dig_models.nn.embedding import FieldEmbedding
 from dig_models.nn.mixer import Mixer
 from dig_models.nn.norm import CorpusNorm, DomainNorm, all_reduce, commit_moments
+from dig_models.quantize.known import KnownSids
 from dig_models.quantize.residual import ResidualQuantizer, collision_rate, usage
 from dig_models.quantize.tree import balanced_tree
 from dig_models.u2t import CatalogueBuckets, PairLookup
@@ -51,6 +52,7 @@ class Dig(nn.Module):
         code_NL: its codes as of the last ``build_codebooks`` or ``update_codebooks``; -1 where not known.
         reset_rows: rows of ``quantizer.semantic.weight`` that the last ``update_codebooks`` reset; their optimizer moments
             should be zeroed (``quantize.residual.zero_moments``).
+        reserved: SIDs of items that need not be in the catalogue; one that comes in takes its own.
     """
 
     code_NL: Tensor
@@ -97,22 +99,24 @@ class Dig(nn.Module):
         self.register_buffer("item_number_NQ", torch.zeros((0, 0)), persistent=False)
         self.items: ItemTable | None = None
         self.settled = False
+        self.reserved = KnownSids.none(config.levels)
         self.reset_rows = torch.zeros(0, dtype=torch.int64)
         self._buckets: CatalogueBuckets | None = None
 
     # ---- catalogue -----------------------------------------------------------------------------------------------
 
     def set_items(self, items: ItemTable) -> None:
-        """Take a catalogue; codes already known for an item (by hash) stay with it, other items have none until the next update.
+        """Take a catalogue; an item (by hash) keeps its code, or has its ``reserved`` one, or none until the next update.
 
         Raises:
             ValueError: a field of the spec is missing, or a bucket is out of range.
         """
         index_NJ, number_NQ = self.item_fields.pack(items.fields, items.numbers)
-        code_NL = torch.full((len(items), self.config.levels), -1, dtype=torch.int64)
+        code_NL = torch.from_numpy(self.reserved.find(items.hash_N))
         if self.items is not None and len(self.code_NL):
             at_N = torch.from_numpy(self.items.rows(items.hash_N))
-            code_NL = torch.where((at_N > 0).unsqueeze(1), self.code_NL.cpu()[at_N], code_NL)
+            own_NL = self.code_NL.cpu()[at_N]
+            code_NL = torch.where((at_N > 0).unsqueeze(1) & (own_NL >= 0), own_NL, code_NL)
         self.items = items
         device = self.step.device
         self.item_index_NJ, self.item_number_NQ = index_NJ.to(device), number_NQ.to(device)

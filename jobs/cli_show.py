@@ -81,18 +81,27 @@ def index_verify(
 def index_diff(
     old: Annotated[str, typer.Argument(help="Generation to compare from.")],
     new: Annotated[str, typer.Argument(help="Generation to compare to.")],
+    by: Annotated[
+        list[str] | None, typer.Option(help="Item field to group by; may be repeated. Default: those with few values.", metavar="FIELD")
+    ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Items that came, went or moved between two generations."""
+    """Items that came, went or moved between two generations, postings that changed, and where."""
     from dataclasses import asdict
 
     force = settings(config, sets)
-    from dig_models.index.diff import diff
+    from dig_models.index.diff import NoSuchField, diff, grouping_fields
+    from jobs.field_values import field_values
     from jobs.tables import difference_table
 
-    found = diff(Path(local_folder(force, "index")), old, new)
+    root = Path(local_folder(force, "index"))
+    try:
+        fields = grouping_fields(root, new, by)
+    except NoSuchField as error:
+        raise typer.BadParameter(str(error)) from error
+    found = diff(root, old, new, by=by, values=field_values(force, [field.name for field in fields]))
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
         return

@@ -147,7 +147,11 @@ class GateConfig(Strict):
     calibration: Limits = Field((0.85, 1.15), description="limits for promotion; the target is CALIBRATION_TARGET")
     max_collision_rate: float = 0.25
     min_codes_used: float = Field(0.5, description="share of the codes of each level")
-    max_churn: float = 0.5
+    max_churn: Fraction = Field(
+        0.05,
+        description="share of the items both know whose SID changed; known items keep theirs, so more means that codes were made anew, "
+        "which breaks what consumers keep by SID and has to be meant",
+    )
     min_items: Positive = 50
 
 

@@ -28,6 +28,7 @@ from dig_models.evaluate.scoring import Rows, Scores, exposed_rows, score_rows
 from dig_models.features import FeatureSpec, hash_id
 from dig_models.retrieve.rerank import Retriever
 from dig_models.train.data import RequestTable, request_columns
+from dig_models.train.warm import between, unaligned
 from jobs import registry, runs
 from jobs.config import Config
 from jobs.dates import days_between
@@ -286,9 +287,12 @@ def _champion_figures(champion: Champion | None, ranked: dict[str, Any], found: 
 def _churn(champion: Champion | None, bundle: Bundle) -> dict[str, Any] | None:
     if champion is None or champion.bundle is None:
         return None
-    old, old_NL, new_NL = champion.bundle.items, np.asarray(champion.bundle.codes_NL), np.asarray(bundle.codes_NL)
-    changed = sid_quality.churn(old.hash_N[1:], old_NL[1:], bundle.items.hash_N[1:], new_NL[1:])
-    return changed.as_dict() if changed else None
+    old, alignment = champion.bundle.sids, bundle.info.get("alignment")
+    changed = between(old, bundle.sids)
+    if changed is None:
+        return None
+    before = between(old, unaligned(bundle.sids, alignment)) if alignment else None
+    return changed.as_dict() | {"unaligned": before.as_dict() if before else None}
 
 
 def _differences(rows: Rows, scores: dict[str, Scores], draws: Draws) -> dict[str, Any] | None:

@@ -35,6 +35,7 @@ class Rule:
         figure: what was measured, in words.
         value: None if it could not be measured.
         low: smallest value that passes, None for no bound; ``high`` alike.
+        detail: more numbers, in words, for whoever reads a refusal.
     """
 
     key: str
@@ -42,6 +43,7 @@ class Rule:
     value: float | None
     low: float | None = None
     high: float | None = None
+    detail: str = ""
 
     @property
     def passed(self) -> bool:
@@ -63,7 +65,8 @@ class Rule:
 
     def __str__(self) -> str:
         found = "could not be measured" if self.value is None else f"is {self.value:.4g}"
-        return f"{self.figure} {found}, expected {self.limit} (gate.{self.key})"
+        more = f": {self.detail}" if self.detail else ""
+        return f"{self.figure} {found}, expected {self.limit} (gate.{self.key}){more}"
 
 
 def judge(limits: GateConfig, evaluation: Evaluation) -> list[Rule]:
@@ -127,7 +130,20 @@ def _against_champion(limits: GateConfig, evaluation: Evaluation) -> Iterable[Ru
     )
     if champion["date"] == evaluation["date"]:
         return  # another model of the same date, from other data, settings or code: neither started from the other
-    yield Rule(key="max_churn", figure="SID churn against the champion", value=churn["rate"] if churn else None, high=limits.max_churn)
+    yield Rule(
+        key="max_churn",
+        figure="SID churn against the champion",
+        value=churn["rate"] if churn else None,
+        high=limits.max_churn,
+        detail=_moved(churn) if churn else "no item is known to both, or their SIDs differ in length",
+    )
+
+
+def _moved(churn: Mapping[str, Any]) -> str:
+    """Churn in numbers of items."""
+    items = churn["items"]
+    levels = ", ".join(f"{round(share * items):,} first at level {level}" for level, share in enumerate(churn["first"], start=1))
+    return f"{round(churn['rate'] * items):,} of {items:,} items have another SID, {levels}"
 
 
 def difference(value: float | None, base: float | None) -> float | None:

@@ -18,6 +18,7 @@ from typing import Any
 from dig_models.bundle import BundleError, load_bundle
 from dig_models.cross_files import CrossArraysError
 from dig_models.index import generation as g
+from dig_models.index.diff import unaligned_churn
 from dig_models.index.verify import Verified, verify
 from dig_models.index.writer import Release, build, locked
 from dig_models.items import ItemTable
@@ -156,6 +157,7 @@ def report(root: Path, done: Built) -> dict[str, Any]:
             "largest_bucket": manifest.quality["largest_bucket"],
             "levels": levels,
             "churn": manifest.churn,
+            "churn_unaligned": unaligned_churn(root, manifest),
         },
         "delta": manifest.delta,
         "previous": manifest.previous,

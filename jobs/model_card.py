@@ -56,7 +56,8 @@ def card(
         "## Training",
         "",
         f"{train['steps']:,} steps on {train['examples']:,} rows; "
-        + (f"warm start from version {train['ancestor']}." if train.get("ancestor") else "cold start."),
+        + (f"warm start from version {train['ancestor']}" if train.get("ancestor") else "cold start")
+        + (f"; codes named after those of version {train['alignment']['version']}." if train.get("alignment") else "."),
         "",
         "## Limits",
         "",
@@ -98,6 +99,12 @@ def _retrieval(config: Config, evaluation: Mapping[str, Any]) -> Iterator[str]:
         yield ""
 
 
+def _churn(churn: Mapping[str, Any]) -> str:
+    levels = ", ".join(f"{number(share)} first at level {level}" for level, share in enumerate(churn["first"], start=1))
+    before = f"; {number(churn['unaligned']['rate'])} before codes were renamed" if churn["unaligned"] else ""
+    return f"{number(churn['rate'])} ({levels}){before}"
+
+
 def _sid(evaluation: Mapping[str, Any]) -> Iterator[str]:
     sid, churn = evaluation["sid"], evaluation["churn"]
     yield from ("## Semantic IDs", "")
@@ -106,5 +113,5 @@ def _sid(evaluation: Mapping[str, Any]) -> Iterator[str]:
     for at, level in enumerate(sid["levels"], start=1):
         used, spread = f"{level['used']} of {level['codes']} codes used", f"perplexity {level['perplexity']:.1f}, Gini {level['gini']:.3f}"
         yield f"- level {at}: {used}, {spread}"
-    yield f"- churn against the champion: {number(churn['rate']) if churn else 'no champion to compare with'}"
+    yield f"- churn against the champion: {_churn(churn) if churn else 'no champion to compare with'}"
     yield ""

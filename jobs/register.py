@@ -146,6 +146,7 @@ def version_tags(config: Config, day: date, bundle: Bundle, evaluation: Mapping[
         "feature_spec": bundle.spec.digest,
         "code": code_digest(*CODE),
         "ancestor": str(info.get("ancestor") or "none"),
+        "aligned_to": str((info.get("alignment") or {}).get("version") or "none"),
         "items": str(len(bundle.items) - 1),
         **{f"inputs.{table}": f"{len(days)} days, {digest_of(days)}" for table, days in sorted(inputs.items())},
     }
@@ -164,8 +165,11 @@ def metrics(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     found |= {f"sid/{name}": sid[name] for name in ("collision_rate", "unique_rate", "largest_bucket", "entropy_ratio")}
     for at, level in enumerate(sid["levels"], start=1):
         found |= {f"sid/level_{at}/{name}": level[name] for name in ("used", "perplexity", "gini", "balance")}
-    if evaluation["churn"]:
-        found["sid/churn"] = evaluation["churn"]["rate"]
+    if churn := evaluation["churn"]:
+        found["sid/churn"] = churn["rate"]
+        found |= {f"sid/churn_first_at_level_{level}": share for level, share in enumerate(churn["first"], start=1)}
+        if churn["unaligned"]:
+            found["sid/churn_unaligned"] = churn["unaligned"]["rate"]
     for name, value in found.items():
         if value is not None:
             yield name, float(value)

@@ -121,7 +121,10 @@ def health(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
         label = "Mean cosine of items that collide" if distance == 0 else f"Mean cosine at {distance} differing code{'s' * (distance > 1)}"
         rows.append((label, f"{number(row['cosine'], 3)} ({row['pairs']:,} pairs)"))
     if churn:
-        rows.append(("Changed IDs, by level", " · ".join(number(v, 3) for v in churn["levels"])))
+        rows.append(("Changed IDs, by first changed level", _by_level(churn["first"])))
+        if churn["unaligned"]:
+            rows.append(("The same before codes were renamed", _by_level(churn["unaligned"]["first"])))
+        rows.append(("Changed codes, by level", _by_level(churn["levels"])))
         rows.append(("Changed posting lists", number(churn["posting_lists"])))
     return rows
 
@@ -131,7 +134,12 @@ def churn_sentence(evaluation: Mapping[str, Any]) -> str:
     churn = evaluation["churn"]
     if churn is None:
         return "There is no champion to measure churn against."
-    return f"{100 * churn['rate']:.1f}% of the {churn['items']:,} items that the champion knows too have another ID."
+    before = f" ({100 * churn['unaligned']['rate']:.1f}% before codes were renamed)" if churn["unaligned"] else ""
+    return f"{100 * churn['rate']:.1f}% of the {churn['items']:,} items that the champion knows too have another ID{before}."
+
+
+def _by_level(shares: Sequence[float]) -> str:
+    return " · ".join(number(share, 3) for share in shares)
 
 
 def minutes(seconds: float) -> str:

@@ -44,6 +44,8 @@ def summarise(config: Config, day: date) -> dict[str, Any]:
             "collision_rate": sid["collision_rate"],
             "levels": [{name: level[name] for name in LEVEL} for level in sid["levels"]],
             "churn": churn["rate"] if churn else None,
+            "churn_first": churn["first"] if churn else None,
+            "churn_unaligned": churn["unaligned"]["rate"] if churn and churn["unaligned"] else None,
         },
         "model": {
             "name": registered["name"],

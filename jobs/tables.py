@@ -13,11 +13,13 @@ from jobs.lake import STAGING, Lake
 
 if TYPE_CHECKING:
     from dig_models.index.diff import Difference
+    from dig_models.index.diff import Group as ItemGroup
     from dig_models.index.generation import Shown
     from jobs.promotion_log import Entry
     from jobs.recommend import Answer
 
 HISTORY_SHOWN = 6
+GROUPS_SHOWN = 10
 
 
 def plain_table(*columns: str, title: str | None = None, right: Iterable[str] = ()) -> Table:
@@ -100,18 +102,34 @@ def promotion_table(entries: Sequence[Entry]) -> Table:
     return table
 
 
-def difference_table(found: Difference) -> Group:
+def difference_table(found: Difference, shown: int = GROUPS_SHOWN) -> Group:
     """What changed between two generations."""
     title = Text(f"{found.old} ({found.models[0]}) → {found.new} ({found.models[1]})", style="bold cyan")
-    head = plain_table("", "items", right=("items",))
-    rows = {"in both": found.common, "added": found.added, "removed": found.removed}
-    rows |= {f"moved at level {level}": count for level, count in sorted(found.moved.items())}
-    for key, value in rows.items():
-        head.add_row(key, f"{value:,}")
-    parts: list[RenderableType] = [title, head]
+    head = plain_table("", "items", "share", right=("items", "share"))
+    for key, value in {"in both": found.common, "added": found.added, "removed": found.removed}.items():
+        head.add_row(key, f"{value:,}", "")
+    for level, count in sorted(found.moved.items()):
+        head.add_row(f"moved at level {level}", f"{count:,}", f"{count / found.common:.2%}")
+    lists = plain_table("postings", "SIDs", right=("SIDs",))
+    of = found.postings
+    for key, value in {"in all": of.sids, "other items": of.changed, "emptied": of.emptied, "opened": of.opened}.items():
+        lists.add_row(key, f"{value:,}")
+    parts: list[RenderableType] = [title, head, lists]
+    parts += [_groups_table(field, groups, shown) for field, groups in found.groups.items()]
     if found.examples:
         some = plain_table("product", "change", "level", "old SID", "new SID", title="some of them")
         for row in found.examples:
             some.add_row(row["item_id"], row["change"], str(row["level"] or ""), row["old_sid"] or "", row["new_sid"] or "")
         parts.append(some)
     return Group(*parts)
+
+
+def _groups_table(field: str, groups: Sequence[ItemGroup], shown: int) -> Table:
+    """Items of a field's values, most moved first."""
+    numbers = ("in both", "moved", "share", "added", "removed")
+    more = f" ({shown} of {len(groups)} values; --json has all)" if len(groups) > shown else ""
+    table = plain_table(field, *numbers, title=f"by {field}{more}", right=numbers)
+    for group in groups[:shown]:
+        share = f"{group.moved / group.common:.2%}" if group.common else ""
+        table.add_row(Text(group.value), f"{group.common:,}", f"{group.moved:,}", share, f"{group.added:,}", f"{group.removed:,}")
+    return table

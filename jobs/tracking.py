@@ -30,6 +30,17 @@ def new_run(config: Config, day: date, lineage: str, name: str) -> str:
     return str(registry.client(config).create_run(registry.experiment_id(config), tags=tags, run_name=name).info.run_id)
 
 
+def churn_figures(alignment: dict[str, Any] | None) -> dict[str, float]:
+    """Share of the items of the version aligned with whose SID changed, by first changed level too, and without the alignment."""
+    figures = {}
+    for name, churn in (("churn", "churn"), ("churn_unaligned", "unaligned")):
+        if alignment and alignment[churn]:
+            figures[f"train_{name}"] = float(alignment[churn]["rate"])
+            shares = enumerate(alignment[churn]["first"], start=1)
+            figures |= {f"train_{name}_first_at_level_{level}": float(share) for level, share in shares}
+    return figures
+
+
 class Tracker:
     """Writes metrics in batches.
 
@@ -72,6 +83,7 @@ class Tracker:
         """Send what waits and the totals; the run is finished."""
         totals = ("examples", "examples_per_s", "seconds", "wait_share", "peak_rss_bytes")
         self._waiting += [(f"train_{name}", float(report[name]), int(report["steps"])) for name in totals]
+        self._waiting += [(name, value, int(report["steps"])) for name, value in churn_figures(report["alignment"]).items()]
         self._flush()
         self._client.set_terminated(self.run_id, status="FINISHED")
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from dig_models.bundle import BundleError, BundleMismatch, load_bundle, save_bundle
+from dig_models.bundle import BundleError, BundleMismatch, load_bundle, read_sids, save_bundle
 from dig_models.cross_files import CrossArraysError
 from dig_models.crosses import CrossStore
 from dig_models.dig import Dig
@@ -29,11 +29,12 @@ from dig_models.faults import reached
 from dig_models.features import FeatureSpecMismatch
 from dig_models.files import sync_dir
 from dig_models.items import ItemTable
+from dig_models.quantize.known import KnownSids
 from dig_models.train.data import ExamplesError, pair_lookup
 from dig_models.train.distributed import World, process_group
 from dig_models.train.loop import Record, Setup, Told, TrainingDiverged, fit
 from dig_models.train.stream import ExampleStream, row_groups
-from dig_models.train.warm import warm_start
+from dig_models.train.warm import align, settle, warm_start
 from jobs import registry, runs
 from jobs.config import Config
 from jobs.entry import Invocation, JobError, run
@@ -49,6 +50,15 @@ STEPS, WRITING, OLD = "steps", ".bundle", ".bundle-old"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A promoted version, whose SIDs the new model is to keep as far as renaming its codes can."""
+
+    version: str
+    lineage: str
+    sids: KnownSids
+
+
+@dataclass(frozen=True, kw_only=True)
 class Start:
     """Where the weights come from, agreed by all ranks.
 
@@ -56,11 +66,13 @@ class Start:
         lineage: digest of all that determines the model.
         ancestor: version to start from, ``None`` for a cold start.
         warm: its codebooks were taken over.
+        reference: what to align with; on the first rank only, ``None`` if there is nothing.
     """
 
     lineage: str
     ancestor: str | None
     warm: bool
+    reference: Reference | None
 
 
 def main(asked: Invocation) -> None:
@@ -137,7 +149,8 @@ def _train(inputs: TrainInputs, world: World) -> None:
     record = fit(setup, world, _Teller(tracker))
     peak = _peak_rss(world)
     if tracker:
-        report = _report(inputs, start, record, world, peak, tracker.run_id)
+        alignment = _settle_sids(inputs, start, model)
+        report = _report(inputs, start, record, world, peak, tracker.run_id) | {"alignment": alignment}
         reached("training.fitted")
         tracker.close(report)  # first: what has a bundle is done, so nothing may be left to tell
         reached("training.tracked")
@@ -150,24 +163,54 @@ def _train(inputs: TrainInputs, world: World) -> None:
 
 def _start(inputs: TrainInputs, model: Dig, items: ItemTable, world: World) -> Start:
     """Decide on rank 0 what to start from; every rank then has its weights."""
-    said = None
+    said, reference = None, None
     model.set_items(items)
     if world.leads:
-        ancestor = registry.ancestor(inputs.config, inputs.day) if inputs.config.train.warm_start else None
-        warm = False
-        if ancestor:
+        config = inputs.config.train
+        before = registry.ancestor(inputs.config, inputs.day) if config.warm_start or config.align_codes else None
+        place = registry.fetch(inputs.config, before) if before else None
+        if before and place and config.align_codes:
+            reference = _reference(before, place, model.config.levels)
+        ancestor, warm = before if config.warm_start else None, False
+        if ancestor and place:
             try:
-                bundle = load_bundle(registry.fetch(inputs.config, ancestor), model.spec)
-                warm = warm_start(model, bundle, items)
+                everyone = ItemTable.from_arrow(inputs.items_known(), model.spec)
+                warm = warm_start(model, load_bundle(place, model.spec), items, everyone)
                 log.info("starting from version %s (%s), codebooks %s", ancestor.version, ancestor.date, "kept" if warm else "built anew")
             except (FeatureSpecMismatch, BundleMismatch) as error:
                 log.warning("cold start: %s", error)
                 ancestor = None
-        lineage = inputs.lineage(ranks=world.size, ancestor=ancestor.lineage if ancestor else "")
+        lineage = inputs.lineage(
+            ranks=world.size, ancestor=ancestor.lineage if ancestor else "", aligned_to=reference.lineage if reference else ""
+        )
         said = json.dumps([lineage, ancestor.version if ancestor else None, warm])
     lineage, version, warm = json.loads(world.agreed(said) or "")
     world.spread(model)
-    return Start(lineage=lineage, ancestor=version, warm=warm)
+    return Start(lineage=lineage, ancestor=version, warm=warm, reference=reference)
+
+
+def _reference(version: registry.ModelRef, place: Path, levels: int) -> Reference | None:
+    """The SIDs of a version; ``None`` if they have another length than the model's."""
+    sids = read_sids(place)
+    if sids.levels != levels:
+        log.warning("SIDs are not aligned: version %s has %d levels, model.levels is %d", version.version, sids.levels, levels)
+        return None
+    return Reference(version=version.version, lineage=version.lineage, sids=sids)
+
+
+def _settle_sids(inputs: TrainInputs, start: Start, model: Dig) -> dict[str, Any] | None:
+    """The SIDs of all items known on the date, for good, under the names that keep most of them; returns how that went."""
+    model.cpu()
+    settle(model, ItemTable.from_arrow(inputs.items_known(), model.spec))
+    if start.reference is None or not model.settled:
+        return None
+    found = align(model, start.reference.sids)
+    if found.churn and found.unaligned:
+        log.info(
+            "%.2f%% of %d items that version %s knows have another SID (%.2f%% before codes were renamed)",
+            100 * found.churn.rate, found.churn.items, start.reference.version, 100 * found.unaligned.rate,
+        )  # fmt: skip
+    return {"version": start.reference.version, "lineage": start.reference.lineage, **found.as_dict()}
 
 
 def _is_done(home: Path, lineage: str, world: World) -> bool:
@@ -239,9 +282,9 @@ def _write(home: Path, model: Dig, report: dict[str, Any], inputs: TrainInputs) 
     info = {k: report[k] for k in ("date", "lineage", "ancestor", "window", "inputs", "mlflow_run_id")}
     info |= {"dataset": config.dataset.name, "keep_rate": config.dataset.sampling.exposed_negative_rate, "seed": config.train.seed}
     info |= {"random_negatives": config.train.random_negatives, "catalogue": inputs.catalogue_day.isoformat()}
+    info |= {"alignment": {k: report["alignment"][k] for k in ("version", "lineage", "labels")} if report["alignment"] else None}
     writing, old = home / WRITING, home / OLD
     items = ItemTable.from_arrow(inputs.lake.read_arrow("item_features", [inputs.catalogue_day]), model.spec)
-    model = model.eval().cpu()
     model.set_items(items)
     save_bundle(writing, model, items, info)
     reached("training.bundle_written")

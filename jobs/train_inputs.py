@@ -44,12 +44,13 @@ class TrainInputs:
     validation: list[str]
     inputs: Inputs
 
-    def lineage(self, *, ranks: int, ancestor: str) -> str:
+    def lineage(self, *, ranks: int, ancestor: str, aligned_to: str = "") -> str:
         """SHA-256 (hex) over all that determines the trained model.
 
         Args:
             ranks: processes that train; they decide how examples form batches.
             ancestor: lineage of the model to start from, or an empty string.
+            aligned_to: lineage of the model whose SIDs the codes are aligned with, or an empty string.
         """
         train = self.config.train.model_dump(mode="json", exclude=set(LAUNCH))
         facts: dict[str, Any] = {
@@ -59,6 +60,7 @@ class TrainInputs:
             "code": code_digest(*CODE),
             "ranks": ranks,
             "ancestor": ancestor,
+            "aligned_to": aligned_to,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -73,7 +75,18 @@ class TrainInputs:
         Training on the last day's catalogue alone would leave out the rows of items that have fallen out of it since, the ones
         that sold least, and so raise the label rate that the model takes for granted.
         """
-        table = self.lake.read_arrow("item_features", _catalogue_days(self.window))
+        return self._items(_catalogue_days(self.window))
+
+    def items_known(self) -> pa.Table:
+        """Every item that ``items_shown`` has or that was or will be published up to the date of the run, as its newest row.
+
+        The days since training ended are no part of the training. Their items get a SID here, so that all publications of the
+        model, and the training of the next day, agree on it.
+        """
+        return self._items(_known_days(self.window, self.day))
+
+    def _items(self, days: list[date]) -> pa.Table:
+        table = self.lake.read_arrow("item_features", days)
         table = table.sort_by([("item_hash", "ascending"), ("ds", "descending")])
         hash_M = table.column("item_hash").to_numpy()
         newest_M = np.concatenate([[True], hash_M[1:] != hash_M[:-1]]) if len(hash_M) else np.zeros(0, bool)
@@ -91,7 +104,7 @@ def train_inputs(config: Config, day: date) -> TrainInputs:
     window, lake = config.run_window(day), Lake(config.paths.at("lake"))
     fit = days_between(window.train_first, window.fit_last)
     validation = days_between(window.validation_first, window.train_last)
-    needed = {"examples": fit + validation, "item_features": _catalogue_days(window), "cross_arrays": [day]}
+    needed = {"examples": fit + validation, "item_features": _known_days(window, day), "cross_arrays": [day]}
     for table, days in needed.items():
         _same_settings(config, lake.require(table, days))
     found = TrainInputs(
@@ -114,6 +127,10 @@ def train_inputs(config: Config, day: date) -> TrainInputs:
 def _catalogue_days(window: Window) -> list[date]:
     """Examples of a day show the catalogue of the day before; the last day's is what the model will serve."""
     return days_between(window.train_first - timedelta(days=1), window.train_last)
+
+
+def _known_days(window: Window, day: date) -> list[date]:
+    return days_between(window.train_first - timedelta(days=1), day)
 
 
 def _same_settings(config: Config, markers: list[Marker]) -> None:

@@ -148,6 +148,7 @@ class Churn:
     Attributes:
         items: items compared.
         rate: share of them whose SID changed.
+        first: share whose SID changed at each level first; they add up to ``rate``.
         levels: share whose code of each level changed.
         prefixes: share whose prefix up to each level changed; the last is ``rate``.
         posting_lists: share of the SIDs of either generation whose list of items changed.
@@ -155,6 +156,7 @@ class Churn:
 
     items: int
     rate: float
+    first: tuple[float, ...]
     levels: tuple[float, ...]
     prefixes: tuple[float, ...]
     posting_lists: float
@@ -178,7 +180,9 @@ def churn(old_hash_M: NDArray[np.int64], old_ML: Codes, new_hash_N: NDArray[np.i
         return None
     before, after = old_ML[old_at], new_NL[new_at]
     changed = before != after
-    by_prefix = np.maximum.accumulate(changed, axis=1).mean(axis=0)
+    so_far = np.maximum.accumulate(changed, axis=1)
+    by_prefix = so_far.mean(axis=0)
+    first = np.diff(so_far.sum(axis=0), prepend=0) / len(so_far)
     # Whole generations here: an item that came or went changes a posting list too.
     lists = _posting_lists(old_hash_M, old_ML), _posting_lists(new_hash_N, new_NL)
     either = lists[0].keys() | lists[1].keys()
@@ -186,6 +190,7 @@ def churn(old_hash_M: NDArray[np.int64], old_ML: Codes, new_hash_N: NDArray[np.i
     return Churn(
         items=len(old_at),
         rate=float(by_prefix[-1]),
+        first=tuple(float(x) for x in first),
         levels=tuple(float(x) for x in changed.mean(axis=0)),
         prefixes=tuple(float(x) for x in by_prefix),
         posting_lists=differ / len(either),

@@ -126,6 +126,15 @@ class ResidualQuantizer(nn.Module):
         self.idle_LK[level_X, code_X] = 0
         self.semantic.weight[level_X * self.codes + code_X] = vector_XD
 
+    @torch.no_grad()
+    def rename(self, label_LK: Tensor) -> None:
+        """Code ``k`` of level ``l`` is called ``label_LK[l, k]`` from now on, with all that belongs to it; a permutation in every row."""
+        source_LK = label_LK.argsort(dim=1).to(self.code_LKD.device)
+        level_L1 = torch.arange(self.levels, device=source_LK.device).unsqueeze(1)
+        for of in (self.code_LKD, self.count_LK, self.sum_LKD, self.idle_LK):
+            of.copy_(of[level_L1, source_LK])
+        self.semantic.weight.copy_(self.semantic.weight.index_select(0, self._flat(source_LK.t()).t().flatten()))
+
 
 def usage(number_LK: Tensor) -> dict[str, float]:
     """Per level ``l`` (from 1): codes in use and perplexity ``exp(H)`` of the assignment counts ``(L, K)``."""

@@ -167,7 +167,7 @@ def test_a_champion_is_scored_on_the_same_rows_and_an_equal_one_differs_in_nothi
     assert figures["champion"]["ranking"] == figures["ranking"]
     assert figures["difference"]["auc"] == 0.0
     assert figures["difference"]["auc_ci"] == [0.0, 0.0]
-    assert figures["churn"]["rate"] == 0.0
+    assert figures["churn"]["rate"] == 0.0 and figures["churn"]["unaligned"] is None
     assert figures["champion"]["retrieval"]["all"]["dig"] == figures["retrieval"]["all"]["dig"]
 
 

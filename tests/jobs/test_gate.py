@@ -19,7 +19,7 @@ def evaluation(champion=True):
         "retrieval": {"all": everything, "new": new},
         "sid": {"collision_rate": 0.1, "items": 900, "levels": [{"used": 60, "codes": 64}, {"used": 64, "codes": 64}]},
         "champion": {"version": "3", "date": "2017-11-15"} | COMPARED if champion else None,
-        "churn": {"rate": 0.1} if champion else None,
+        "churn": {"items": 880, "rate": 0.025, "first": [0.01, 0.015]} if champion else None,
     }
 
 
@@ -64,7 +64,7 @@ def test_each_absolute_limit_fails_a_first_model_alone(rule, path, value):
     [
         ("max_auc_loss", ("champion", "ranking", "auc"), 0.8551),
         ("max_recall_loss", ("champion", "retrieval", "all", "dig", "recall@10"), 0.134),
-        ("max_churn", ("churn", "rate"), 0.51),
+        ("max_churn", ("churn", "rate"), 0.0501),
     ],
 )
 def test_each_comparison_with_the_champion_fails_alone(rule, path, value):
@@ -79,7 +79,7 @@ def test_another_model_of_the_champion_s_date_may_have_other_sids():
 
 
 def test_a_value_on_its_limit_passes():
-    exact = put(put(evaluation(), ("sid", "collision_rate"), 0.25), ("churn", "rate"), 0.5)
+    exact = put(put(evaluation(), ("sid", "collision_rate"), 0.25), ("churn", "rate"), 0.05)
     assert failing(exact) == []
 
 
@@ -123,3 +123,13 @@ def test_a_failed_rule_says_figure_value_limit_and_setting():
     [rule] = [r for r in judge(LIMITS, put(evaluation(), ("sid", "collision_rate"), 0.4)) if not r.passed]
     assert str(rule) == "SID collision rate is 0.4, expected at most 0.25 (gate.max_collision_rate)"
     assert rule.as_dict()["limit"] == "at most 0.25"
+
+
+def test_a_refusal_over_churn_gives_numbers_of_items_by_level():
+    churn = {"items": 880, "rate": 0.5, "first": [0.4, 0.1], "unaligned": None}
+    [rule] = [r for r in judge(LIMITS, evaluation() | {"churn": churn}) if not r.passed]
+    assert str(rule) == (
+        "SID churn against the champion is 0.5, expected at most 0.05 (gate.max_churn): "
+        "440 of 880 items have another SID, 352 first at level 1, 88 first at level 2"
+    )
+    assert failing(evaluation() | {"churn": churn}, GateConfig(max_churn=1.0)) == []

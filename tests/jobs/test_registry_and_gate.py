@@ -23,6 +23,7 @@ LOOSER = (
     *("gate.min_new_recall_over_popularity=0", "gate.min_codes_used=0"),
     *("gate.max_auc_loss=1", "gate.max_recall_loss=1", "gate.max_churn=1"),
 )
+NO_CHURN = {"items": 80, "rate": 0.0, "first": [0.0, 0.0, 0.0], "unaligned": None}
 TRAIN = {"steps": 1, "examples": 1, "ancestor": None, "seconds": 1.0, "peak_rss_bytes": 1, "inputs": {}}
 CURVES = {"curves": {"steps": [{"step": 1, "rank": 0.5}], "epochs": [{"epoch": 0, "rank_exposed_auc": 0.7}]}}
 
@@ -76,7 +77,7 @@ def retrained(config, day, lineage):
         config,
         day,
         "evaluate",
-        kept | {"lineage": lineage, "date": day.isoformat(), "champion": compared, "churn": {"rate": 0.0} if champion else None},
+        kept | {"lineage": lineage, "date": day.isoformat(), "champion": compared, "churn": NO_CHURN if champion else None},
     )
 
 

@@ -81,7 +81,7 @@ SUMMARY_KEYS = {
     "": {"date", "dataset", "examples", "ranking", "retrieval", "sid", "model", "index", "seconds", "peak_rss_bytes"},
     "ranking": {"auc", "auc_ci", "gauc", "logloss", "calibration"},
     "retrieval": {"all", "new"},
-    "sid": {"collision_rate", "levels", "churn"},
+    "sid": {"collision_rate", "levels", "churn", "churn_first", "churn_unaligned"},
     "model": {"name", "version", "alias"},
     "index": {"generation", "items", "path"},
 }
@@ -201,11 +201,18 @@ def test_figures_that_could_not_be_measured_are_dashes(config):
 def test_a_champion_stands_beside_the_challenger(config):
     found = FOUND | {"champion": METHOD, "champion_path": METHOD}
     champion = {"version": "3", "date": "2017-11-14", "lineage": "b", "ranking": RANKING, "retrieval": {}}
-    churn = {"items": 8, "rate": 0.125, "levels": [0.1, 0.05], "prefixes": [0.1, 0.125], "posting_lists": 0.3}
+    churn = {"items": 8, "rate": 0.125, "first": [0.1, 0.025], "levels": [0.1, 0.05], "prefixes": [0.1, 0.125], "posting_lists": 0.3}
+    churn["unaligned"] = churn | {"rate": 0.75, "first": [0.5, 0.25]}
     difference = {"auc": 0.0012, "auc_ci": [-0.001, 0.003]}
     changed = {"champion": champion, "churn": churn, "difference": difference, "retrieval": {"all": found, "new": found}}
     html = page(config, evaluate=changed)
-    for expected in ("Champion v3", "+0.0012", "12.5% of the 8 items", "champion v3, re-ranked"):
+    for expected in (
+        "Champion v3",
+        "+0.0012",
+        "12.5% of the 8 items that the champion knows too have another ID (75.0% before codes were renamed)",
+        "0.500 · 0.250",
+        "champion v3, re-ranked",
+    ):
         assert expected in html
     html = page(config, evaluate={"champion": {"version": "3", "reason": "its feature spec is another"}})
     assert "not compared: its feature spec is another" in html

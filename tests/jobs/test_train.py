@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from dig_models.bundle import load_bundle
+from dig_models.bundle import Bundle, load_bundle
 from dig_models.config import LAUNCH
+from dig_models.features import bucket_of, hash_id
+from dig_models.items import ItemTable
+from dig_models.quantize.known import KnownSids
+from dig_models.train.warm import between, rename_codes, unaligned
 from jobs import runs
 from jobs.config import Config
 from jobs.entry import JobError
@@ -41,7 +47,7 @@ def test_the_inputs_are_the_training_window_without_the_evaluation_days(config: 
     found = train_inputs(config, tw.DAY)
     assert sorted(found.inputs["examples"]) == [tw.before(n).isoformat() for n in range(9, 1, -1)]
     assert (len(found.fit), len(found.validation)) == (6, 2)
-    assert sorted(found.inputs["item_features"]) == [tw.before(n).isoformat() for n in range(10, 1, -1)]
+    assert sorted(found.inputs["item_features"]) == [tw.before(n).isoformat() for n in range(10, -1, -1)]
     assert found.inputs["cross_arrays"].keys() == {tw.DAY.isoformat()}
 
 
@@ -53,9 +59,10 @@ def test_the_lineage_follows_data_settings_ranks_and_ancestor_and_nothing_else(c
     others = [
         found.lineage(ranks=2, ancestor=""),
         found.lineage(ranks=1, ancestor="x"),
+        found.lineage(ranks=1, ancestor="", aligned_to="x"),
         train_inputs(tw.settings(Path(config.paths.home), "train.lr=0.1"), tw.DAY).lineage(ranks=1, ancestor=""),
     ]
-    assert len({lineage, *others}) == 4
+    assert len({lineage, *others}) == 5
 
 
 def test_where_processes_meet_does_not_change_the_lineage(config: Config) -> None:
@@ -171,35 +178,139 @@ def test_the_same_settings_give_the_same_model_anew_and_other_settings_another(c
     assert not list(bundle.parent.glob(".*")), "nothing half-written stays"
 
 
-@pytest.mark.slow
-def test_the_next_date_starts_from_the_promoted_model_and_keeps_its_codes(tmp_path: Path) -> None:
+def promoted(config: Config, day: date, version: str = "1") -> Bundle:
+    """Register the model of a day as promoted."""
     from jobs import registry
 
-    config = tw.build(tmp_path, days=(tw.before(1), tw.DAY))
-    assert trained(config, day=tw.before(1)) == 0
-    old = Path(config.paths.at("checkpoints")) / tw.before(1).isoformat() / "bundle"
-    first = load_bundle(old)
+    path = Path(config.paths.at("checkpoints")) / day.isoformat() / "bundle"
+    bundle = load_bundle(path)
     client, name = registry.client(config), config.mlflow.model_name
     run = client.create_run(registry.experiment_id(config))
-    client.log_artifacts(run.info.run_id, str(old), registry.BUNDLE)
-    client.create_registered_model(name)
-    tags = {registry.RUN_DATE: str(tw.before(1)), registry.LINEAGE: first.info["lineage"], registry.PROMOTED_ON: str(tw.before(1))}
-    client.create_model_version(name, run.info.artifact_uri, run.info.run_id, tags=tags)
+    client.log_artifacts(run.info.run_id, str(path), registry.BUNDLE)
+    if version == "1":
+        client.create_registered_model(name)
+    tags = {registry.RUN_DATE: str(day), registry.LINEAGE: bundle.info["lineage"], registry.PROMOTED_ON: str(day)}
+    assert str(client.create_model_version(name, run.info.artifact_uri, run.info.run_id, tags=tags).version) == version
+    return bundle
+
+
+def bundle_of(config: Config, day: date) -> Bundle:
+    return load_bundle(Path(config.paths.at("checkpoints")) / day.isoformat() / "bundle")
+
+
+@pytest.mark.slow
+def test_the_next_date_starts_from_the_promoted_model_and_keeps_its_codes(tmp_path: Path) -> None:
+    config = tw.build(tmp_path, days=(tw.before(1), tw.DAY))
+    assert trained(config, day=tw.before(1)) == 0
+    assert runs.read(config, tw.before(1), "train")["alignment"] is None, "there is nothing to align with yet"
+    first = promoted(config, tw.before(1))
 
     assert trained(config, "model.ema_decay=1.0") == 0
     report = runs.read(config, tw.DAY, "train")
     assert (report["ancestor"], report["warm_start"]) == ("1", True)
     assert all("recall" in e for e in report["curves"]["steps"]), "joint from the first step"
     assert report["codebooks"] == {}
-    second = load_bundle(Path(config.paths.at("checkpoints")) / tw.DAY.isoformat() / "bundle")
+    second, lineage = bundle_of(config, tw.DAY), first.info["lineage"]
     assert second.info["lineage"] == train_inputs(tw.settings(tmp_path, "model.ema_decay=1.0"), tw.DAY).lineage(
-        ranks=1, ancestor=first.info["lineage"]
+        ranks=1, ancestor=lineage, aligned_to=lineage
     )
     assert np.array_equal(second.items.hash_N, first.items.hash_N) and np.array_equal(second.codes_NL, first.codes_NL)
+    assert report["alignment"]["churn"]["rate"] == report["alignment"]["unaligned"]["rate"] == 0.0
+    assert report["alignment"]["renamed"] == [0, 0, 0]
 
-    assert trained(config, "train.warm_start=false", "train.seed=5") == 0
-    cold = runs.read(config, tw.DAY, "train")
-    assert cold["ancestor"] is None and cold["codebooks"]
+
+@pytest.mark.slow
+def test_a_cold_start_is_aligned_with_the_promoted_model_once_and_the_same_training_unaligned_is_the_same_model(tmp_path: Path) -> None:
+    from jobs import registry
+
+    config = tw.build(tmp_path, days=(tw.before(1), tw.DAY))
+    assert trained(config, day=tw.before(1)) == 0
+    first = promoted(config, tw.before(1))
+    cold = ("train.warm_start=false", "train.seed=5")
+    assert trained(config, *cold, "train.align_codes=false") == 0
+    assert runs.read(config, tw.DAY, "train")["alignment"] is None
+    plain = bundle_of(config, tw.DAY)
+
+    assert trained(config, *cold) == 0
+    report, aligned = runs.read(config, tw.DAY, "train"), bundle_of(config, tw.DAY)
+    assert report["ancestor"] is None and report["codebooks"]
+    found = report["alignment"]
+    assert (found["version"], found["lineage"]) == ("1", first.info["lineage"])
+    assert aligned.info["alignment"] == {key: found[key] for key in ("version", "lineage", "labels")}
+    assert found["churn"]["first"][0] < found["unaligned"]["first"][0]
+    assert json.loads(json.dumps(between(first.sids, aligned.sids).as_dict())) == found["churn"]  # type: ignore[union-attr]
+    assert json.loads(json.dumps(between(first.sids, plain.sids).as_dict())) == found["unaligned"]  # type: ignore[union-attr]
+    assert np.array_equal(unaligned(aligned.sids, found).code_XL, plain.sids.code_XL)
+    label_LK = np.array(found["labels"])
+    rename_codes(plain.model, label_LK)
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, aligned.model.state_dict()[name]), name
+    run = registry.client(config).get_run(report["mlflow_run_id"])
+    assert run.data.metrics["train_churn"] == pytest.approx(found["churn"]["rate"])
+    assert run.data.metrics["train_churn_unaligned_first_at_level_1"] == pytest.approx(found["unaligned"]["first"][0])
+
+    before = (Path(config.paths.at("checkpoints")) / tw.DAY.isoformat() / "bundle" / "model.safetensors").read_bytes()
+    assert trained(config, *cold) == 0
+    assert (Path(config.paths.at("checkpoints")) / tw.DAY.isoformat() / "bundle" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_sids_of_another_length_are_not_aligned_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = tw.build(tmp_path, days=(tw.before(1), tw.DAY))
+    assert trained(config, day=tw.before(1)) == 0
+    promoted(config, tw.before(1))
+    assert trained(config, "model.levels=2") == 0
+    assert "SIDs are not aligned: version 1 has 3 levels, model.levels is 2" in caplog.text
+    assert runs.read(config, tw.DAY, "train")["alignment"] is None
+
+
+def with_items(config: Config, days: list[date], extra: list[int]) -> None:
+    """Add items to the catalogue of some days."""
+    import pyarrow as pa
+
+    lake = Lake(config.paths.at("lake"))
+    for day in days:
+        table = tw.ew.item_features(config.dataset.spec())
+        table = table.append_column("ds", pa.array([day.isoformat()] * len(table)))
+        rows = table.slice(0, len(extra))
+        values = {
+            "item_id": [f"late-{n}" for n in extra],
+            "item_hash": [hash_id(f"late-{n}") for n in extra],
+            "f_item_id": [bucket_of(f"late-{n}", 32768) for n in extra],
+        }
+        for name, value in values.items():
+            rows = rows.set_column(rows.column_names.index(name), name, pa.array(value, rows.schema.field(name).type))
+        tw.ew.commit(lake, "item_features", day, pa.concat_tables([table, rows]))
+    tw.stamp(lake, "item_features", config.dataset.rows_digest())
+
+
+@pytest.mark.slow
+def test_an_item_published_after_the_training_days_keeps_its_sid_in_the_next_version(tmp_path: Path) -> None:
+    """It enters the catalogue between the last training day and the date: published at once, trained on only days later."""
+    config = tw.build(tmp_path, days=(tw.before(1), tw.DAY))
+    with_items(config, [tw.before(1), tw.DAY], [1, 2, 3])
+    late = np.array(sorted(hash_id(f"late-{n}") for n in (1, 2, 3)))
+    assert trained(config, day=tw.before(1)) == 0
+    first = promoted(config, tw.before(1))
+    assert not set(late.tolist()) & set(first.items.hash_N.tolist()), "no item of the bundle's catalogue"
+    assert (first.sids.find(late) >= 0).all()
+
+    published = published_sids(config, first, tw.before(1))
+    assert np.array_equal(published.find(late), first.sids.find(late))
+    assert trained(config, "train.lr=0.05") == 0
+    second = bundle_of(config, tw.DAY)
+    nearest = second.model.quantizer.assign(second.model.encode_catalogue())[1:].numpy()
+    assert (nearest != second.codes_NL[1:]).any(), "the encoder has moved on"
+    changed = between(published, published_sids(config, second, tw.DAY))
+    assert changed is not None and changed.items == len(published) and changed.rate == 0.0
+
+
+def published_sids(config: Config, bundle: Bundle, day: date) -> KnownSids:
+    """What an index generation of a day holds."""
+    items = ItemTable.from_arrow(Lake(config.paths.at("lake")).read_arrow("item_features", [day]), bundle.spec)
+    bundle.model.set_items(items)
+    code_NL = bundle.model.codes(bundle.model.encode_catalogue()).numpy()
+    return KnownSids.of(items.hash_N[1:], code_NL[1:])
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def build(home: Path, *, days: tuple[date, ...] = (DAY,)) -> Config:
             stage.commit(rows=len(events), job="test", code="", config=config.dataset.rows_digest(), inputs={})
         store = ew.CrossStore.open(lake.folder("cross_arrays", day), spec, items)
         world = ew.World(config, spec, table, items, events, store)
-        for of in days_between(window.train_first - timedelta(days=1), window.train_last):
+        for of in days_between(window.train_first - timedelta(days=1), day):
             ew.commit(lake, "item_features", of, table.append_column("ds", pa.array([of.isoformat()] * len(table))))
         for of in days_between(window.train_first, window.eval_last):
             ew.commit(lake, "examples", of, ew.examples(world, of))

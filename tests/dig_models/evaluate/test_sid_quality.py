@@ -77,10 +77,19 @@ def test_churn_counts_changes_by_level_by_prefix_and_by_posting_list():
     churn = sq.churn(old_hash, old, new_hash, new)
     assert churn.items == 3
     assert churn.rate == pytest.approx(1 / 3)
+    assert churn.first == pytest.approx((1 / 3, 0.0))
     assert churn.levels == pytest.approx((1 / 3, 0.0))
     assert churn.prefixes == pytest.approx((1 / 3, 1 / 3))
     # (0,0) and (1,0) as before; (0,1) emptied, (2,1) new, (1,1) holds 50 instead of 40.
     assert churn.posting_lists == pytest.approx(3 / 5)
+
+
+def test_an_item_counts_at_the_first_level_that_changed_however_many_changed_below():
+    old = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]])
+    new = np.array([[0, 0, 0], [0, 0, 2], [0, 2, 2], [3, 3, 3]])
+    churn = sq.churn(np.arange(4), old, np.arange(4), new)
+    assert churn.first == pytest.approx((1 / 4, 1 / 4, 1 / 4))
+    assert sum(churn.first) == pytest.approx(churn.rate)
 
 
 def test_the_same_generation_has_no_churn_and_disjoint_ones_have_none_to_measure():
