@@ -50,8 +50,10 @@ def test_four_settings_and_a_moving_one_are_compared_and_a_second_run_trains_not
     assert set(found["churn"]) == {f"{chain}, {kind}" for chain in ("cold", "keep", "move") for kind in ("aligned", "unaligned")}
     rate = found["mean_rate"]
     assert rate["keep, aligned"] == rate["keep, unaligned"] == 0.0
-    assert found["churn"]["cold, aligned"][0]["first"][0] < found["churn"]["cold, unaligned"][0]["first"][0]
-    assert rate["cold, aligned"] <= rate["cold, unaligned"]
+    assert 0 < rate["cold, aligned"] and 0 < rate["move, aligned"]
+    for chain in ("cold", "move"):
+        first = [found["churn"][f"{chain}, {kind}"][0]["first"][0] for kind in ("aligned", "unaligned")]
+        assert first[0] <= first[1], "the first level is aligned as well as it can be"
     for chain, entries in found["quality"].items():
         assert [entry["date"] for entry in entries] == found["dates"], chain
         assert all(0.3 < entry["auc"] < 1 and 0.3 < entry["recall_path_auc"] < 1 for entry in entries)
