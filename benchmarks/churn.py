@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from dig_models.bundle import Bundle, load_bundle
@@ -39,6 +40,7 @@ from dig_models.train.warm import between, unaligned
 from jobs import registry, runs
 from jobs.config import Config, ConfigError, load
 from jobs.dates import days_between
+from jobs.evaluate import evaluate
 from jobs.files import exclusive
 from jobs.lake import Lake
 from jobs.runs import write_json
@@ -81,17 +83,6 @@ class Chain:
         every = (*sets, *(f"{key}={value}" for key, value in own.items()))
         return cls(name=name, config=load(settings, every), settings=settings, sets=every)
 
-    def job(self, module: str, day: date) -> None:
-        """Run a job of the chain.
-
-        Raises:
-            CalledProcessError: it failed; what it said is on standard error.
-        """
-        command = [sys.executable, "-m", module, "--date", day.isoformat()]
-        command += ["--config", str(self.settings)] if self.settings else []
-        command += [part for one in self.sets for part in ("--set", one)]
-        subprocess.run(command, check=True, env={k: v for k, v in os.environ.items() if k != "DIG_PROGRESS"})
-
     def folder(self, day: date) -> Path:
         """What the training of a day left."""
         return Path(self.config.paths.at("checkpoints")) / day.isoformat()
@@ -101,12 +92,19 @@ class Chain:
         return load_bundle(self.folder(day) / "bundle")
 
     def train(self, day: date) -> None:
-        """Train and judge the model of a day, as far as that was not done, and leave it as promoted for the days after it."""
-        self.job("jobs.launch", day)
+        """Train and judge the model of a day, as far as that was not done, and leave it as promoted for the days after it.
+
+        Raises:
+            CalledProcessError: the training failed; what it said is on standard error.
+        """
+        command = [sys.executable, "-m", "jobs.launch", "--date", day.isoformat()]
+        command += ["--config", str(self.settings)] if self.settings else []
+        command += [part for one in self.sets for part in ("--set", one)]
+        subprocess.run(command, check=True, env={k: v for k, v in os.environ.items() if k != "DIG_PROGRESS"})
         lineage = self.bundle(day).info["lineage"]
         judged = runs.find(self.config, day, "evaluate")
         if judged is None or judged["lineage"] != lineage:
-            self.job("jobs.evaluate", day)
+            runs.save(self.config, day, "evaluate", evaluate(self.config, day))
         self.promote(day)
 
     def take(self, other: Chain, day: date) -> None:
@@ -270,6 +268,7 @@ def main() -> None:
         days = consecutive(config, args.first or config.dataset.default_date, args.days, acceptance=args.acceptance)
     except ConfigError as error:
         parser.error(str(error))
+    torch.set_num_threads(config.train.ranks * config.train.threads_per_rank)
     with exclusive(Path(config.paths.home).resolve() / "benchmarks" / ".churn.lock", wait=False):
         found = measure(config, days, args.config, args.set)
     args.results.mkdir(parents=True, exist_ok=True)
