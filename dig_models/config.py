@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
@@ -122,3 +122,57 @@ class RetrieveConfig(Strict):
     beam: Positive = Field(200, description="prefixes kept per level; the paper's notes have 50, which reaches some hundred items")
     rerank: Positive = Field(400, description="retrieved items handed to the ranking path")
     k: Positive = 10
+
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class RedisConfig(Strict):
+    """A copy of item -> SID and SID -> items in Redis, switched with the index."""
+
+    url: str = Field("", description="redis://host:port/db or rediss://…; empty means none. Its password belongs into $DIG_REDIS_PASSWORD")
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_{}.-]+$")] = Field(
+        "{dig}", description="of every key; the braces keep a cluster's keys in one slot"
+    )
+    keep: Positive = Field(2, description="generations that stay: the current one and those before it")
+
+    @field_validator("url")
+    @classmethod
+    def _no_password(cls, url: str) -> str:
+        scheme, _, place = url.partition("://")
+        if url and (scheme not in ("redis", "rediss") or not place):
+            raise ValueError(f"a URL such as redis://host:6379/0 expected, found {url!r}")
+        if "@" in place:
+            raise ValueError("a URL without user or password expected; the password belongs into $DIG_REDIS_PASSWORD")
+        return url
+
+
+class BatchConfig(Strict):
+    """``jobs.recommend``: a list for every user, as a table of the lake."""
+
+    enabled: bool = Field(False, description="whether dig_publish makes the lists after each promotion")
+    k: Positive = Field(50, description="items a user")
+    partitions: Positive = Field(8, description="Spark partitions, by user hash; each opens the generation once a process")
+    exclude_bought: bool = Field(False, description="leave out what a user bought before")
+
+
+class ServeConfig(Strict):
+    """The HTTP server, and the other ways in which answers leave: Redis and the daily table."""
+
+    host: str = Field("127.0.0.1", description="any other than loopback needs a token in $DIG_SERVE_TOKEN")
+    port: Port = Field(8000, description="0 picks a free one, which the log names")
+    poll_seconds: Annotated[float, Field(gt=0)] = Field(2.0, description="how often CURRENT is read")
+    checksums: bool = Field(True, description="compare every byte of a generation with its manifest before it serves")
+    workers: Positive = Field(1, description="threads that answer")
+    torch_threads: Positive = Field(1, description="threads of one tensor operation; workers x this should not exceed the cores")
+    waiting: Positive = Field(64, description="questions that may wait; one more gets 503 and Retry-After")
+    coalesce: Positive = Field(16, description="users of equal questions that are answered together when they wait anyway; 1: never")
+    timeout_seconds: Annotated[float, Field(gt=0)] = Field(10.0, description="for reading a body, and for an answer; then 408, 503")
+    max_k: Positive = Field(500, description="items a user")
+    max_users: Positive = Field(64, description="users a question")
+    max_items: Positive = Field(1000, description="item ids a question")
+    max_beam: Positive = Field(1000, description="beam that a question may ask for")
+    max_body_bytes: Positive = 262_144
+    access_log: bool = Field(True, description="a line a request: route, status, time; never a user or an item")
+    redis: RedisConfig = RedisConfig()
+    batch: BatchConfig = BatchConfig()

@@ -19,7 +19,7 @@ from jobs import cli_lake, cli_mirror, cli_promote, cli_show
 from jobs.cli_options import ConfigOption, SetOption, settings
 
 if TYPE_CHECKING:
-    from jobs.recommend import Answer
+    from jobs.answers import Answer
 
 app = typer.Typer(
     name="dig",
@@ -67,7 +67,7 @@ def recommend(
 ) -> None:
     """Recommend products to a user, from the current index generation."""
     force = settings(config, sets)
-    from jobs.recommend import Recommender
+    from jobs.answers import Recommender
 
     _answer(Recommender.open(force).recommend(user, k, exclude_bought=new))
 
@@ -84,9 +84,23 @@ def rank(
     wanted = [item.strip() for item in items.split(",") if item.strip()]
     if not wanted:
         raise typer.BadParameter(f"{items!r}: expected item ids separated by commas", param_hint="--items")
-    from jobs.recommend import Recommender
+    from jobs.answers import Recommender
 
     _answer(Recommender.open(force).rank(user, wanted))
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: serve.host. Beyond loopback a token is needed.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port, 0 for a free one; default: serve.port.")] = None,
+    index: Annotated[str | None, typer.Option(help="Index folder; default: paths.index.", metavar="FOLDER")] = None,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+) -> None:
+    """Answer over HTTP from the generation that CURRENT names, and follow it; $DIG_SERVE_TOKEN guards the answers."""
+    from jobs.cli_serve import serve as run
+
+    run(settings(config, sets), host, port, index)
 
 
 @app.command()
@@ -137,10 +151,11 @@ def _explained() -> tuple[type[Exception], ...]:
     from dig_models.features import FeatureSpecMismatch
     from dig_models.index.generation import IndexCorrupt, IndexMissing, NotIndexable
     from dig_models.index.mirror import MirrorFailed
+    from dig_models.serve.errors import CannotServe
     from jobs.config import ConfigError
     from jobs.entry import JobError
 
-    return ConfigError, JobError, FeatureSpecMismatch, IndexMissing, IndexCorrupt, NotIndexable, MirrorFailed
+    return CannotServe, ConfigError, JobError, FeatureSpecMismatch, IndexMissing, IndexCorrupt, NotIndexable, MirrorFailed
 
 
 def _say(message: str, status: int) -> int:

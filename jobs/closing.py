@@ -16,7 +16,7 @@ from jobs.tables import answer_table, history_line, plain_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from jobs.recommend import Answer, Recommender
+    from jobs.answers import Answer, Recommender
 
 STAGES = (
     *("ingest", "item_features", "u2i_crosses", "examples", "sweep"),
@@ -85,7 +85,7 @@ def figure_table(summary: Mapping[str, Any]) -> Table:
 
 def sample_answers(config: Config) -> list[Answer]:
     """Recommendations for some users with a history, always the same ones for the same index."""
-    from jobs.recommend import Recommender
+    from jobs.answers import Recommender
 
     recommender = Recommender.open(config)
     return [recommender.recommend(user, PRODUCTS) for user in sample_users(recommender)]

@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from dig_models.config import Fraction, ModelConfig, Positive, RetrieveConfig, Strict, TrainConfig
+from dig_models.config import Fraction, ModelConfig, Positive, RetrieveConfig, ServeConfig, Strict, TrainConfig
 from jobs.dataset_config import (
     CompleteJourneySource,
     DatasetConfig,
@@ -253,6 +253,7 @@ class Config(Strict):
     airflow: AirflowConfig = AirflowConfig()
     backfill: BackfillConfig = BackfillConfig()
     stack: StackConfig = StackConfig()
+    serve: ServeConfig = ServeConfig()
 
     def run_window(self, run_date: date) -> Window:
         """The days that a run for ``run_date`` uses.

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 PREFIX = "DIG_"
 SETS = "DIG_SET"
-RESERVED = frozenset({"DIG_PROGRESS", "DIG_CONFIG", "DIG_FAULT", SETS})
+RESERVED = frozenset({"DIG_PROGRESS", "DIG_CONFIG", "DIG_FAULT", "DIG_SERVE_TOKEN", "DIG_REDIS_PASSWORD", SETS})
 Override = tuple[str, Any, str]  # dotted key, value, origin
 
 

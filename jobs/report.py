@@ -19,7 +19,7 @@ from jobs.progress import emit
 from jobs.summary import keep_latest
 
 if TYPE_CHECKING:
-    from jobs.recommend import Answer
+    from jobs.answers import Answer
 
 log = logging.getLogger("jobs.report")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -155,8 +155,8 @@ def gigabytes(size: float) -> str:
 
 def main(call: Invocation) -> None:
     """``python -m jobs.report --date D``."""
+    from jobs.answers import Recommender
     from jobs.closing import sample_users
-    from jobs.recommend import Recommender
 
     emit("report", 0, 1)
     config, day = call.config, call.date

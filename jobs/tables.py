@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from dig_models.index.diff import Difference
     from dig_models.index.diff import Group as ItemGroup
     from dig_models.index.generation import Shown
+    from jobs.answers import Answer
     from jobs.promotion_log import Entry
-    from jobs.recommend import Answer
 
 HISTORY_SHOWN = 6
 GROUPS_SHOWN = 10

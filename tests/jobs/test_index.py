@@ -23,10 +23,10 @@ from dig_models.index.reader import IndexReader
 from dig_models.index.writer import switch
 from jobs import index as job
 from jobs import registry, runs
+from jobs.answers import Recommender, rank, recommend
 from jobs.config import Config, load
 from jobs.entry import JobError, run
 from jobs.lake import Lake, MissingPartition
-from jobs.recommend import Recommender, rank, recommend
 
 DAY = date(2017, 11, 15)
 USERS = [f"u{i}" for i in range(6)]

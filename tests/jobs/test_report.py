@@ -9,8 +9,8 @@ import evaluation_world as ew
 import pytest
 
 from jobs import plots, runs
+from jobs.answers import Answer, Past, Scored
 from jobs.entry import JobError
-from jobs.recommend import Answer, Past, Scored
 from jobs.report import render
 from jobs.summary import keep_latest, summarise
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from dig_models.features import SECONDS_PER_DAY
 from dig_models.index.generation import IndexCorrupt, IndexMissing
-from dig_models.index.reader import IndexReader
+from dig_models.serve.service import InvalidQuery, Reply, Search, Service
 from dig_models.train.data import RequestTable
 from jobs.config import Config
 from jobs.entry import JobError
@@ -70,8 +69,8 @@ class Answer:
 class Recommender:
     """The current generation, open; answers any number of questions from that one generation."""
 
-    def __init__(self, config: Config, reader: IndexReader) -> None:
-        self.config, self.reader = config, reader
+    def __init__(self, service: Service) -> None:
+        self.service, self.reader = service, service.reader
 
     @classmethod
     def open(cls, config: Config, generation: str | None = None) -> Recommender:
@@ -81,7 +80,7 @@ class Recommender:
             JobError: nothing was published yet, or a file of the generation is corrupt.
         """
         try:
-            return cls(config, IndexReader.open(index_root(config), generation))
+            return cls(Service.open(index_root(config), generation, settings=config.retrieve))
         except (IndexMissing, IndexCorrupt) as error:
             raise JobError(str(error)) from error
 
@@ -96,24 +95,11 @@ class Recommender:
         Raises:
             JobError: ``k`` is not positive.
         """
-        settings = self.config.retrieve
-        k = settings.k if k is None else k
-        if k < 1:
-            raise JobError(f"k = {k}: expected at least 1 product")
-        requests, at, known = self._request(user)
-        network = self.reader.bundle.model.config
-        found = self.reader.retriever.retrieve(
-            requests,
-            np.array([at], dtype=np.int64),
-            k=k,
-            beam=settings.beam,
-            rerank=settings.rerank,
-            u2t=network.u2t_inference,
-            path_score=network.path_score,
-            exclude_bought=exclude_bought,
-        )
-        real = found.item_GJ[0] > 0
-        return self._answer(user, known, requests, at, found.item_GJ[0][real], found.score_GJ[0][real])
+        search = Search(k=self.service.settings.k if k is None else k, exclude_bought=exclude_bought)
+        try:
+            return self._told(self.service.retrieve([user], search))
+        except InvalidQuery as error:
+            raise JobError(str(error)) from None
 
     def rank(self, user: str, items: Sequence[str]) -> Answer:
         """Some products in the order of the ranking path with real crosses.
@@ -121,49 +107,34 @@ class Recommender:
         Raises:
             JobError: no items, or items that the catalogue does not hold.
         """
-        asked = list(dict.fromkeys(items))
-        if not asked:
-            raise JobError("rank: no items given; expected at least one item id")
-        rows = np.array([self.reader.item_row(item) for item in asked], dtype=np.int64)
-        unknown = [item for item, row in zip(asked, rows, strict=True) if not row]
-        if unknown:
+        try:
+            found = self.service.rank(user, items)
+        except InvalidQuery as error:
+            raise JobError(str(error)) from None
+        if unknown := found.unknown_items:
             raise JobError(
-                f"rank: {len(unknown)} of {len(asked)} items are not in the catalogue of index generation {self.reader.manifest.id}: "
+                f"rank: {len(unknown)} of {len(set(items))} items are not in the catalogue of index generation {found.source.generation}: "
                 f"{', '.join(unknown[:20])}; its {self.reader.manifest.items} items are in {self.reader.folder}/item_to_sid.parquet"
             )
-        requests, at, known = self._request(user)
-        score_P = self.reader.retriever.rank(requests, at, rows)
-        order = np.lexsort((rows, -score_P))
-        return self._answer(user, known, requests, at, rows[order], score_P[order])
+        return self._told(found)
 
-    def _request(self, user: str) -> tuple[RequestTable, int, bool]:
-        row = self.reader.user_row(user)
-        return (self.reader.stranger(user), 0, False) if row is None else (self.reader.state, row, True)
-
-    def _answer(
-        self, user: str, known: bool, requests: RequestTable, at: int, item_J: NDArray[np.int64], score_J: NDArray[np.float32]
-    ) -> Answer:
-        table, manifest = self.reader.bundle.items, self.reader.manifest
+    def _told(self, found: Reply) -> Answer:
+        source, answer = found.source, found.answers[0]
+        asked, table = self.service.asked(answer.user), self.reader.bundle.items
         items = [
-            Scored(
-                place=place,
-                item_id=str(table.id_N[row]),
-                name=str(table.name_N[row]),
-                sid=self.reader.sid(int(row)),
-                probability=float(np.exp(score)),
-            )
-            for place, (row, score) in enumerate(zip(item_J, score_J, strict=True), 1)
+            Scored(place=place, item_id=i.item_id, name=i.name, sid=i.sid, probability=i.probability)
+            for place, i in enumerate(answer.items, 1)
         ]
         return Answer(
-            user=user,
-            known=known,
-            note="" if known else STRANGER.format(day=manifest.date),
+            user=answer.user,
+            known=answer.known,
+            note="" if answer.known else STRANGER.format(day=source.day),
             items=tuple(items),
-            history=_history(requests, at, table.id_N, table.name_N),
-            generation=manifest.id,
-            day=manifest.date,
-            model_name=manifest.model_name,
-            model_version=manifest.model_version,
+            history=_history(asked.requests, asked.at, table.id_N, table.name_N),
+            generation=source.generation,
+            day=source.day,
+            model_name=source.model_name,
+            model_version=source.model_version,
         )
 
 

@@ -1,0 +1,262 @@
+"""Answers from one index generation, without a server: ``retrieve`` the best items for users, ``rank`` given items for a user.
+
+Everything comes from the generation: model, catalogue, user state (profile, history, context) and cross arrays of its date. A user
+without a state is a *cold* user: every profile and context field is the missing bucket 0, the history is empty, the moment is the start
+of the day after the generation's, nothing is on offer. Popularity and the items' static fields decide then, and crosses if the arrays
+hold older events of the user. Items that the catalogue does not hold are named, never guessed at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dig_models.config import RetrieveConfig
+from dig_models.features import bucket_of, hash_id
+from dig_models.index.reader import IndexReader
+from dig_models.items import ItemTable
+from dig_models.train.data import RequestTable
+
+Int64 = NDArray[np.int64]
+Floats = NDArray[np.float32]
+WARM_USERS = 2
+
+
+class InvalidQuery(ValueError):
+    """A question that this generation cannot answer; the message names what was asked and what is possible."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """How to retrieve; equal searches may be answered together.
+
+    Attributes:
+        k: items a user.
+        exclude_bought: leave out what the user bought before.
+        beam: prefixes kept at each level; ``retrieve.beam`` if None.
+        items: only these may be returned; all if None.
+        fields: item field (or u2i key) to the values of which an item must have one, for every field named.
+    """
+
+    k: int
+    exclude_bought: bool = False
+    beam: int | None = None
+    items: tuple[str, ...] | None = None
+    fields: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """An item of an answer; ``probability`` is the ranking path's chance of an event in one request."""
+
+    item_id: str
+    name: str
+    sid: tuple[int, ...]
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Items for one user, best first; ``known`` says whether the generation holds a state of the user."""
+
+    user: str
+    known: bool
+    items: tuple[Scored, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What answers come from: generation, the day that it serves, registered model and version."""
+
+    generation: str
+    day: date
+    model_name: str
+    model_version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """Answers from one generation.
+
+    Attributes:
+        source: the generation that every part comes from.
+        answers: one a user, in the order asked.
+        unknown_items: item ids of the question that the catalogue does not hold, in the order asked.
+    """
+
+    source: Source
+    answers: tuple[Answer, ...]
+    unknown_items: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The request side of a user: ``requests`` and the position ``at`` in it."""
+
+    requests: RequestTable
+    at: int
+    known: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Service:
+    """An open generation with the settings to search it; safe to use from several threads.
+
+    Attributes:
+        reader: the generation.
+        settings: beam and re-ranking depth, and the default of ``k``.
+        source: what every answer comes from.
+    """
+
+    reader: IndexReader
+    settings: RetrieveConfig = field(default_factory=RetrieveConfig)
+
+    @classmethod
+    def open(cls, root: str | Path, generation: str | None = None, *, settings: RetrieveConfig, checksums: bool = True) -> Service:
+        """Open what ``CURRENT`` names, or one generation.
+
+        Raises:
+            IndexMissing: nothing was published yet, or there is no such generation.
+            IndexCorrupt: a file of it is not what the manifest says.
+        """
+        return cls(reader=IndexReader.open(root, generation, checksums=checksums), settings=settings)
+
+    @property
+    def source(self) -> Source:
+        """What every answer comes from."""
+        m = self.reader.manifest
+        return Source(generation=m.id, day=m.date, model_name=m.model_name, model_version=m.model_version)
+
+    def retrieve(self, users: Sequence[str], search: Search) -> Reply:
+        """The best ``search.k`` items for each user: beam search, then re-ranking with real crosses.
+
+        A user gets fewer items if the search allows no more, or if the beam reaches no more.
+
+        Raises:
+            InvalidQuery: no positive ``k`` or ``beam``, or a field that the catalogue cannot be filtered by.
+        """
+        for name, value in (("k", search.k), ("beam", search.beam)):
+            if value is not None and value < 1:
+                raise InvalidQuery(f"{name} = {value}: expected at least 1")
+        allowed_N, unknown = self.allowed(search)
+        asked = [self.asked(user) for user in users]
+        answers: dict[int, Answer] = {}
+        for places in _same_table(asked):
+            requests, at_B = asked[places[0]].requests, np.array([asked[p].at for p in places], dtype=np.int64)
+            item_BJ, score_BJ = self.search(requests, at_B, search, allowed_N)
+            for place, item_J, score_J in zip(places, item_BJ, score_BJ, strict=True):
+                real = item_J > 0
+                answers[place] = self.answer(users[place], asked[place].known, item_J[real], score_J[real])
+        return Reply(source=self.source, answers=tuple(answers[i] for i in range(len(users))), unknown_items=unknown)
+
+    def search(
+        self, requests: RequestTable, at_B: Int64, search: Search, allowed_N: NDArray[np.bool_] | None = None
+    ) -> tuple[Int64, Floats]:
+        """Item rows ``(B, k)``, 0 where there are fewer, and their log-probabilities, for some requests of a table."""
+        network = self.reader.bundle.model.config
+        found = self.reader.retriever.retrieve(
+            requests,
+            at_B,
+            k=search.k,
+            beam=search.beam or self.settings.beam,
+            rerank=self.settings.rerank,
+            u2t=network.u2t_inference,
+            path_score=network.path_score,
+            exclude_bought=search.exclude_bought,
+            allowed_N=allowed_N,
+        )
+        return found.item_GJ, found.score_GJ
+
+    def rank(self, user: str, items: Sequence[str]) -> Reply:
+        """Items in the order of the ranking path with real crosses; equal scores by item row, repeated ids count once.
+
+        Those that the catalogue does not hold are in ``Reply.unknown_items``.
+
+        Raises:
+            InvalidQuery: no items.
+        """
+        wanted = list(dict.fromkeys(items))
+        if not wanted:
+            raise InvalidQuery("rank: no items given; expected at least one item id")
+        item_P, unknown = self.rows(wanted)
+        asked = self.asked(user)
+        score_P = self.reader.retriever.rank(asked.requests, asked.at, item_P) if len(item_P) else np.zeros(0, dtype=np.float32)
+        order = np.lexsort((item_P, -score_P))
+        return Reply(source=self.source, answers=(self.answer(user, asked.known, item_P[order], score_P[order]),), unknown_items=unknown)
+
+    def asked(self, user: str) -> Asked:
+        """The request side of a user; that of a cold user if the generation holds no state of him."""
+        row = self.reader.user_row(user)
+        if row is None:
+            return Asked(requests=self.reader.stranger(user), at=0, known=False)
+        return Asked(requests=self.reader.state, at=row, known=True)
+
+    def rows(self, items: Sequence[str]) -> tuple[Int64, tuple[str, ...]]:
+        """Item rows ``(P,)`` of the ids that the catalogue holds, and the ids that it does not."""
+        row_P = [self.reader.item_row(item) for item in items]
+        known = np.array([row for row in row_P if row], dtype=np.int64)
+        return known, tuple(item for item, row in zip(items, row_P, strict=True) if not row)
+
+    def allowed(self, search: Search) -> tuple[NDArray[np.bool_] | None, tuple[str, ...]]:
+        """Items that a search may return, ``(N,)`` or None for all, and the ids among ``search.items`` that the catalogue does not hold.
+
+        Raises:
+            InvalidQuery: a field that the catalogue cannot be filtered by.
+        """
+        unknown: tuple[str, ...] = ()
+        if search.items is None and not search.fields:
+            return None, unknown
+        table = self.reader.bundle.items
+        allowed_N = np.ones(len(table), dtype=bool)
+        if search.items is not None:
+            row_P, unknown = self.rows(list(dict.fromkeys(search.items)))
+            allowed_N[:] = False
+            allowed_N[row_P] = True
+        for name, values in search.fields:
+            allowed_N &= self._has_one_of(table, name, values)
+        return allowed_N, unknown
+
+    def _has_one_of(self, table: ItemTable, name: str, values: Sequence[str]) -> NDArray[np.bool_]:
+        spec = self.reader.bundle.spec
+        if name in spec.u2i_keys:  # 64-bit hashes of the raw values: exact
+            own: Mapping[str, Int64] = {name: table.key_KN[spec.u2i_keys.index(name)]}
+            wanted = [hash_id(value) for value in values]
+        else:
+            fields = {f.name: f for f in spec.item_fields if f.kind in ("categorical", "multi")}
+            if name not in fields:
+                possible = ", ".join(dict.fromkeys((*spec.u2i_keys, *fields)))
+                raise InvalidQuery(f"fields: the catalogue cannot be filtered by {name!r}; it can by {possible}")
+            own, wanted = table.fields, [bucket_of(value, fields[name].buckets) for value in values]
+        has_NV: NDArray[np.bool_] = np.isin(own[name], np.array(wanted, dtype=np.int64)).reshape(len(table), -1)
+        has_N: NDArray[np.bool_] = has_NV.any(axis=1)
+        return has_N
+
+    def answer(self, user: str, known: bool, item_J: Int64, score_J: Floats) -> Answer:
+        """Item rows and log-probabilities as an answer."""
+        table, probability_J = self.reader.bundle.items, np.exp(score_J.astype(np.float64)).tolist()
+        items = (
+            Scored(item_id=str(table.id_N[row]), name=str(table.name_N[row]), sid=self.reader.sid(row), probability=probability)
+            for row, probability in zip(item_J.tolist(), probability_J, strict=True)
+        )
+        return Answer(user=user, known=known, items=tuple(items))
+
+    def warm(self) -> None:
+        """Answer for some known users and a cold one, so that the first real question finds pages, tables and kernels ready."""
+        users = [*self.reader.user_ids[:WARM_USERS], ""]
+        found = self.retrieve(users, Search(k=self.settings.k))
+        self.reader.item_row("")
+        if known := [item.item_id for answer in found.answers for item in answer.items]:
+            self.rank(users[0], known)
+
+
+def _same_table(asked: Sequence[Asked]) -> list[list[int]]:
+    """Positions of the questions, those together that are in one request table."""
+    groups: dict[int, list[int]] = {}
+    for place, one in enumerate(asked):
+        groups.setdefault(id(one.requests), []).append(place)
+    return list(groups.values())
