@@ -100,7 +100,9 @@ class Engine:
         if self._current() is None:
             raise NotReady("no index generation is open yet")
         with self._changed:
-            if self._closed or len(self._queue) >= self._waiting:
+            if self._closed:
+                raise Busy("the server is stopping; ask another one")
+            if len(self._queue) >= self._waiting:
                 raise Busy(f"{len(self._queue)} questions are waiting, as many as serve.waiting allows; ask again in a second")
             self._queue.append(question)
             self._changed.notify()

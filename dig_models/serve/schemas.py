@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from dig_models.config import RetrieveConfig, ServeConfig
 from dig_models.serve.service import Answer, Reply, Search
 
+
+def _whole(value: Any) -> Any:
+    """JSON knows no difference between 5 and 5.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 Id = Annotated[str, Field(min_length=1, max_length=256)]
+Whole = Annotated[int, BeforeValidator(_whole)]
 Q = TypeVar("Q", bound="Question")
 NAMED = 20
 
@@ -25,9 +32,9 @@ class RetrieveQuestion(Question):
     """The best items for some users."""
 
     users: list[Id] = Field(description="user ids, as in the source; one without a state is answered all the same")
-    k: int = Field(10, description="items a user")
+    k: Whole = Field(10, description="items a user")
     exclude_bought: bool = Field(False, description="leave out what the user bought before")
-    beam: int | None = Field(None, description="prefixes kept at each level; default: retrieve.beam")
+    beam: Whole | None = Field(None, description="prefixes kept at each level; default: retrieve.beam")
     items: list[Id] | None = Field(None, description="only these may be returned: what is in stock, fresh, or shippable")
     fields: dict[Id, list[Id]] | None = Field(
         None, description="item field or u2i key to raw values; items must have one of them, for every field named"
@@ -158,8 +165,8 @@ class Questions:
             __base__=RetrieveQuestion,
             __doc__=RetrieveQuestion.__doc__,
             users=(list[Id], Field(min_length=1, max_length=limits.max_users, description=told("users"))),
-            k=(int, Field(k, ge=1, le=limits.max_k, description=told("k"))),
-            beam=(Annotated[int, Field(ge=1, le=limits.max_beam)] | None, Field(None, description=told("beam"))),
+            k=(Whole, Field(k, ge=1, le=limits.max_k, description=told("k"))),
+            beam=(Annotated[Whole, Field(ge=1, le=limits.max_beam)] | None, Field(None, description=told("beam"))),
             items=(Annotated[list[Id], Field(min_length=1, max_length=limits.max_items)] | None, Field(None, description=told("items"))),
             fields=(Annotated[dict[Id, values], Field(max_length=16)] | None, Field(None, description=told("fields"))),
         )

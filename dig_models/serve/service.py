@@ -233,8 +233,7 @@ class Service:
                 raise InvalidQuery(f"fields: the catalogue cannot be filtered by {name!r}; it can by {possible}")
             own, wanted = table.fields, [bucket_of(value, fields[name].buckets) for value in values]
         has_NV: NDArray[np.bool_] = np.isin(own[name], np.array(wanted, dtype=np.int64)).reshape(len(table), -1)
-        has_N: NDArray[np.bool_] = has_NV.any(axis=1)
-        return has_N
+        return np.asarray(has_NV.any(axis=1))
 
     def answer(self, user: str, known: bool, item_J: Int64, score_J: Floats) -> Answer:
         """Item rows and log-probabilities as an answer."""
