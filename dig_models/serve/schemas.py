@@ -166,7 +166,7 @@ class Questions:
             __doc__=RetrieveQuestion.__doc__,
             users=(list[Id], Field(min_length=1, max_length=limits.max_users, description=told("users"))),
             k=(Whole, Field(k, ge=1, le=limits.max_k, description=told("k"))),
-            beam=(Annotated[Whole, Field(ge=1, le=limits.max_beam)] | None, Field(None, description=told("beam"))),
+            beam=(Annotated[int, Field(ge=1, le=limits.max_beam), BeforeValidator(_whole)] | None, Field(None, description=told("beam"))),
             items=(Annotated[list[Id], Field(min_length=1, max_length=limits.max_items)] | None, Field(None, description=told("items"))),
             fields=(Annotated[dict[Id, values], Field(max_length=16)] | None, Field(None, description=told("fields"))),
         )

@@ -107,6 +107,7 @@ def test_the_openapi_document_holds_limits_examples_and_errors(client):
     paths = client.get("/openapi.json").json()["paths"]
     asked = paths["/v1/retrieve"]["post"]["requestBody"]["content"]["application/json"]
     assert asked["schema"]["properties"]["k"]["maximum"] == 50
+    assert asked["schema"]["properties"]["beam"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 1000}
     assert asked["schema"]["properties"]["users"]["maxItems"] == 4
     assert "filtered" in asked["examples"]
     assert {"200", "401", "413", "415", "422", "503"} <= paths["/v1/retrieve"]["post"]["responses"].keys()
