@@ -105,6 +105,8 @@ def of_features(job: str, span: Span, config: Config) -> Lineage:
         + _lake(back(span.examples, 1), max(back(last, 1), span.examples - timedelta(days=1)), "item_features"),
         writes=_lake(*shown, "examples") + _lake(last, last, "user_state"),
     )
+    if job == "recommend":
+        return Lineage(reads=(Touched(place="index", name="generations", what=str(last)),), writes=_lake(last, last, "recommendations"))
     jobs = {"ingest": ingest, "item_features": item_features, "u2i_crosses": u2i_crosses, "examples": examples}
     if job == "backfill":
         every = list(jobs.values())
@@ -152,6 +154,7 @@ UNDATED = {
     ),
     "approve": Lineage(reads=(), writes=(Touched(place="airflow", name="required actions"),)),
     "mirrors": Lineage(reads=(CURRENT, Touched(place="index", name="generations")), writes=(Touched(place="mirrors", name="index"),)),
+    "redis_sink": Lineage(reads=(CURRENT, Touched(place="index", name="generations")), writes=(Touched(place="redis", name="item maps"),)),
     "request": Lineage(reads=(CURRENT,), writes=()),
     "retrain": Lineage(reads=(), writes=(Touched(place="assets", name="dig://examples", what="if asked for"),)),
     "stale": Lineage(reads=(Touched(place="lake", name="markers"), Touched(place="source", name="files")), writes=()),

@@ -20,7 +20,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from dags.common import PROJECT, SPARK_POOL, job_environment, run_date, settings
 from dags.guard import RETRAIN, skip_unwanted, wants_retrain
 from dags.lineage import UNDATED, Lineage, of_features, of_model
-from dags.spans import Span, feature_span
+from dags.spans import Span, feature_span, just_the_day
 from jobs.config import Config, ConfigError
 
 if TYPE_CHECKING:
@@ -201,6 +201,36 @@ def mirrors() -> JobOperator:
         arguments=lambda context: [],
         execution_timeout=timedelta(hours=2),
         doc_md="Copies what `CURRENT` names to every store of `index.mirrors`; tried again until it is there.",
+    )
+
+
+def redis() -> JobOperator:
+    """The task that brings the item maps in Redis to what serves."""
+    return JobOperator(
+        task_id="redis",
+        job="redis_sink",
+        arguments=lambda context: [],
+        execution_timeout=timedelta(hours=1),
+        doc_md="Item to SID and SID to items of what `CURRENT` names, into `serve.redis`; one pointer key is the switch.",
+    )
+
+
+def followers() -> list[JobOperator]:
+    """What follows every promotion and rollback, as the settings have it: mirrors of the index, the maps in Redis."""
+    config = settings()
+    return [*([mirrors()] if config.index.mirrors else []), *([redis()] if config.serve.redis.url else [])]
+
+
+def recommendations() -> SparkJobOperator:
+    """The task that makes a list for every user from the generation of the run's date."""
+    return SparkJobOperator(
+        task_id="recommend",
+        job="recommend",
+        config=settings(),
+        span=just_the_day,
+        arguments=lambda s: ["--date", s.last.isoformat()],
+        execution_timeout=timedelta(hours=6),
+        doc_md="The lists of all users, as `recommendations` of the date in the lake, behind a data gate (`serve.batch`).",
     )
 
 

@@ -14,7 +14,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from dags.approval import Approval, approver
 from dags.common import PROMOTION_POOL, asked, asked_at, asked_by, default_args, settings
 from dags.lineage import UNDATED
-from dags.operators import JobOperator, mirrors
+from dags.operators import JobOperator, followers
 
 log = logging.getLogger("airflow.task")
 ROLLBACK = "rollback"
@@ -115,5 +115,4 @@ with DAG(
         request >> Approval(subject="Promote {{ params.version }}? {{ params.reason }}", waived=is_rollback) >> promote
     else:
         request >> promote
-    if settings().index.mirrors:
-        promote >> mirrors()
+    promote >> followers()

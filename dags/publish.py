@@ -9,7 +9,7 @@ from airflow.sdk import DAG, PartitionedAssetTimetable
 
 from dags.approval import Approval, approver
 from dags.common import CANDIDATE, CHAMPION, DATE_PARAM, INDEX, PROMOTION_POOL, asked_at, asked_by, default_args, settings
-from dags.operators import JobOperator, mirrors
+from dags.operators import JobOperator, followers, recommendations
 
 DOC = """
 ### A candidate goes out
@@ -19,7 +19,8 @@ refuses it, since the gate compared with another one. `index` builds a generatio
 version that passed the gate and verifies it; nothing serves it yet. `promote` moves the alias `champion` and `CURRENT` together or not
 at all, one promotion at a time. With `airflow.approval: true` a person approves in between.
 
-Emits `dig://champion` and `dig://index` for the date.
+Emits `dig://champion` and `dig://index` for the date. Copies follow the promotion where the settings name them (`index.mirrors`,
+`serve.redis`), and with `serve.batch.enabled` the lists of all users.
 """
 
 
@@ -67,5 +68,6 @@ with DAG(
     else:
         index >> promote
     promote >> summary >> report
-    if settings().index.mirrors:
-        promote >> mirrors()
+    promote >> followers()
+    if settings().serve.batch.enabled:
+        promote >> recommendations()

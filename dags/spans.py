@@ -64,6 +64,17 @@ def feature_span(context: Mapping[str, Any], config: Config) -> Span:
     return Span(events=reached.events, catalogue=reached.catalogue, examples=reached.examples, last=last, missing=True)
 
 
+def just_the_day(context: Mapping[str, Any], config: Config) -> Span:
+    """The run's date alone, whatever else the run was asked to build.
+
+    Raises:
+        ConfigError: the date lies outside the data set.
+    """
+    day = run_date(context)
+    config.run_window(day)
+    return Span(events=day, catalogue=day, examples=day, last=day, missing=False)
+
+
 def days(first: date, last: date) -> list[str]:
     """Options of a range."""
     return ["--from", first.isoformat(), "--to", last.isoformat()]

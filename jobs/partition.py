@@ -142,6 +142,12 @@ def shown(days: Sequence[date]) -> str:
 
 def job_of(table: str) -> str:
     """The job that builds a table."""
-    own = {"item_daily": "item_features", "u2i_daily": "u2i_crosses", "cross_arrays": "u2i_crosses", "user_state": "examples"}
+    own = {
+        "item_daily": "item_features",
+        "u2i_daily": "u2i_crosses",
+        "cross_arrays": "u2i_crosses",
+        "user_state": "examples",
+        "recommendations": "recommend",
+    }
     raw = {"interactions", "requests", "offers", "items", "users"}
     return "jobs.ingest" if table in raw else f"jobs.{own.get(table, table)}"

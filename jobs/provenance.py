@@ -15,6 +15,18 @@ INGEST = ("jobs.ingest", "jobs.sources")
 ITEM_FEATURES = ("jobs.item_features",)
 U2I_CROSSES = ("dig_models.cross_files", "jobs.cross_arrays", "jobs.u2i_crosses")
 EXAMPLES = ("dig_models.cross_files", "jobs.cross_arrays", "jobs.examples", "jobs.user_state")
+#: What decides the lists that ``jobs.recommend`` writes, beside the generation.
+RECOMMEND = (
+    "dig_models.crosses",
+    "dig_models.dig",
+    "dig_models.index.reader",
+    "dig_models.nn",
+    "dig_models.retrieve",
+    "dig_models.serve.batch",
+    "dig_models.serve.service",
+    "dig_models.train.data",
+    "jobs.recommend",
+)
 
 _OF_JOB = {
     "jobs.ingest": INGEST,

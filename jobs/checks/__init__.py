@@ -68,7 +68,7 @@ def check(table: str, staged: DataFrame, days: list[date], *, config: Config, la
     """Judge staged days of a table; call it between ``Staging.write`` and ``Staging.commit``.
 
     Args:
-        table: a table with a gate: any raw table of the lake, item_features, u2i_crosses or examples.
+        table: a table with a gate: any raw table of the lake, item_features, u2i_crosses, examples or recommendations.
         staged: the staged rows of all ``days``, read back from storage.
         days: the days that will be committed; earlier ones serve as trailing days of later ones.
         config: settings in force.

@@ -217,6 +217,28 @@ def _examples(config: Config) -> Gate:
     )
 
 
+def _recommendations(config: Config) -> Gate:
+    k = config.serve.batch.k
+    return Gate(
+        table="recommendations",
+        types={"user_id": TEXT, "place": INT, "item_id": TEXT, "sid": TEXT, "probability": DOUBLE, "generation": TEXT, "ds": TEXT},
+        rules=(
+            *(_present(c) for c in ("user_id", "item_id", "generation")),
+            Rule(column="place", says=f"in 1..{k}", bad=f"place IS NULL OR place < 1 OR place > {k}"),
+            Rule(column="sid", says="codes such as 12-0-63", bad=r"sid IS NULL OR NOT sid RLIKE '^[0-9]+(-[0-9]+)*$'"),
+            Rule(
+                column="probability",
+                says="a probability",
+                bad="probability IS NULL OR isnan(probability) OR probability < 0 OR probability > 1",
+            ),
+            Rule(column="generation", says="of ds", bad="NOT startswith(generation, ds)"),
+        ),
+        keys=(Key(columns=("user_id", "place")), Key(columns=("user_id", "item_id"))),
+        features=(Feature(name="item_id", bins=text_bin("item_id")), Feature(name="probability", bins=number_bin("probability"))),
+        must_have_rows=True,
+    )
+
+
 def _history(spec: FeatureSpec) -> tuple[Rule, ...]:
     window = spec.history_days * SECONDS_PER_DAY
     return (
@@ -339,4 +361,5 @@ GATES: dict[str, Callable[[Config], Gate]] = {
     "item_features": _item_features,
     "u2i_crosses": _u2i_crosses,
     "examples": _examples,
+    "recommendations": _recommendations,
 }

@@ -232,3 +232,23 @@ print(json.dumps([[sorted(task.upstream_task_ids), task.pool, task.retries > 0] 
     }
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, cwd=DAGS.parent)
     assert json.loads(done.stdout.splitlines()[-1]) == [[["promote"], "default_pool", True]] * 2
+
+
+def test_redis_follows_every_move_and_the_lists_of_all_users_a_publication(tmp_path: Path) -> None:
+    script = f"""
+import json
+from airflow.dag_processing.dagbag import DagBag
+bag = DagBag({str(DAGS)!r})
+assert not bag.import_errors, bag.import_errors
+tasks = [bag.dags[dag_id].get_task("redis") for dag_id in ("dig_publish", "dig_promote")]
+lists = bag.dags["dig_publish"].get_task("recommend")
+found = [[sorted(task.upstream_task_ids), task.pool] for task in (*tasks, lists)]
+print(json.dumps([found, bag.dags["dig_promote"].has_task("recommend")]))
+"""
+    environment = os.environ | {
+        **{"AIRFLOW_HOME": str(tmp_path), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"},
+        **{"DIG_SERVE__REDIS__URL": "redis://127.0.0.1:6379/0", "DIG_SERVE__BATCH__ENABLED": "true"},
+    }
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, cwd=DAGS.parent)
+    follows = [["promote"], "default_pool"]
+    assert json.loads(done.stdout.splitlines()[-1]) == [[follows, follows, [["promote"], "dig_spark"]], False]

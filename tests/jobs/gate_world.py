@@ -29,6 +29,7 @@ SCHEMAS = {
     "examples": "request_id string, user_id string, user_hash long, ts long, offer_key string, offer_hash long, u_age int, c_store int, "
     "c_weekday int, hist_item array<long>, hist_ts array<long>, item array<long>, label array<byte>, source array<byte>, "
     "weight array<float>, cross array<float>, ds string",
+    "recommendations": "user_id string, place int, item_id string, sid string, probability double, generation string, ds string",
 }
 
 
@@ -65,6 +66,7 @@ def rows_of(table: str, day: date, count: int = 24) -> list[Row]:
     makers = {
         **{"interactions": _interaction, "requests": _request, "offers": _offer, "items": _item, "users": _user},
         **{"item_features": _item_feature, "u2i_crosses": _u2i_cross, "examples": _example},
+        "recommendations": _recommendation,
     }
     return [makers[table](day, i) for i in range(count)]
 
@@ -147,3 +149,8 @@ def _example(day: date, i: int) -> Row:
     # Raw crosses of one row: two windows and days since for each of two keys, two popularities, one offer code.
     cross = [[1.0, 2.0, 0.5 + j, 0.0, 0.0, -1.0, 3.0, 4.0 + i % 2, float(j)] for j in range(3)]
     return {**row, "cross": [x for part in cross for x in part], "ds": day.isoformat()}
+
+
+def _recommendation(day: date, i: int) -> Row:
+    row = {"user_id": f"u{i // 4}", "place": 1 + i % 4, "item_id": f"i{i % 4}", "sid": f"{i % 4}-0-12", "probability": 0.5 / (1 + i % 4)}
+    return {**row, "generation": f"{day}-v1-0123456789", "ds": day.isoformat()}

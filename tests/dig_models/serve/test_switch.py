@@ -9,7 +9,9 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from serve_world import USERS
 
 from dig_models.config import RetrieveConfig
@@ -182,3 +184,49 @@ def test_no_answer_mixes_generations_while_they_switch(world):
 def test_settings_of_the_search_are_those_of_the_server(world):
     narrow = Service.open(world.root, settings=RetrieveConfig(beam=1, rerank=1, k=1))
     assert len(narrow.retrieve(["u1"], Search(k=40)).answers[0].items) < 40
+
+
+def test_a_poisoned_generation_runs_no_code_and_does_not_serve(world, tmp_path):
+    """Pickles that leave a mark when unpickled, wherever arrays and weights are, under a manifest that vouches for them."""
+    mark = tmp_path / "mark"
+
+    class Poison:
+        def __reduce__(self):
+            return (Path.touch, (mark,))
+
+    folder, follower = world.root / g.GENERATIONS / world.second, follower_of(world.root, poll=0.0001)
+    follower.look()
+    whole = (folder / g.MANIFEST).read_text()
+    places = [f"{g.TRIE}/token0.npy", f"{g.NODES}/level0.npy", "model/model.safetensors", f"{g.STATE}/{g.USER_STATE}"]
+    places += [next(p.relative_to(folder).as_posix() for p in sorted((folder / g.STATE / g.CROSS_ARRAYS).glob("u2i-*.place.npy")))]
+    for place in places:
+        sound = (folder / place).read_bytes()
+        with (folder / place).open("wb") as file:
+            if place.endswith(".npy"):
+                np.save(file, np.array([Poison()], dtype=object), allow_pickle=True)
+            else:
+                torch.save({"weights": Poison()}, file)
+        manifest = g.Manifest.model_validate_json(whole)
+        vouched = manifest.model_copy(update={"files": manifest.files | {place: g.file_entry(folder / place)}}).sealed()
+        (folder / g.MANIFEST).write_text(vouched.text())
+        world.switch(world.second)
+        time.sleep(0.01)
+        assert not follower.look(), place
+        assert follower.trouble.generation == world.second and follower.current.source.generation == world.first
+        assert not mark.exists(), place
+        (folder / place).write_bytes(sound)
+        world.switch(world.first)
+        follower.look()
+    (folder / g.MANIFEST).write_text(whole)
+    world.switch(world.second)
+    assert follower.look(), "sound again, it serves"
+
+
+def test_a_manifest_that_points_outside_its_folder_is_refused(world):
+    follower = follower_of(world.root)
+    follower.look()
+    path = world.root / g.GENERATIONS / world.second / g.MANIFEST
+    path.write_text(path.read_text().replace('"delta.parquet"', '"../../../../etc/passwd"', 1))
+    world.switch(world.second)
+    assert not follower.look() and "leaves the generation folder" in follower.trouble.reason
+    assert follower.current.source.generation == world.first
