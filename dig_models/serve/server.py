@@ -51,8 +51,10 @@ def check_host(host: str, token: str) -> None:
     """Refuse what would answer strangers.
 
     Raises:
-        CannotServe: another host than loopback without a token, or a token that is too short.
+        CannotServe: another host than loopback without a token, or a token that is too short or cannot be sent.
     """
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise CannotServe(f"${TOKEN}: a header carries it, so letters, digits and signs of ASCII are expected, without spaces")
     if token and len(token) < SHORTEST_TOKEN:
         raise CannotServe(f"${TOKEN} has {len(token)} characters; at least {SHORTEST_TOKEN} expected, as from: openssl rand -hex 32")
     if not token and not is_loopback(host):

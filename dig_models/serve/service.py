@@ -8,8 +8,8 @@ hold older events of the user. Items that the catalogue does not hold are named,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
@@ -144,15 +144,32 @@ class Service:
             if value is not None and value < 1:
                 raise InvalidQuery(f"{name} = {value}: expected at least 1")
         allowed_N, unknown = self.allowed(search)
-        asked = [self.asked(user) for user in users]
         answers: dict[int, Answer] = {}
-        for places in _same_table(asked):
-            requests, at_B = asked[places[0]].requests, np.array([asked[p].at for p in places], dtype=np.int64)
+        for known, places, requests, at_B in self._together(users):
             item_BJ, score_BJ = self.search(requests, at_B, search, allowed_N)
             for place, item_J, score_J in zip(places, item_BJ, score_BJ, strict=True):
                 real = item_J > 0
-                answers[place] = self.answer(users[place], asked[place].known, item_J[real], score_J[real])
+                answers[place] = self.answer(users[place], known, item_J[real], score_J[real])
         return Reply(source=self.source, answers=tuple(answers[i] for i in range(len(users))), unknown_items=unknown)
+
+    def _together(self, users: Sequence[str]) -> Iterator[tuple[bool, list[int], RequestTable, Int64]]:
+        """Known users and cold ones, each group in one table: known or not, places in ``users``, the table, and positions in it."""
+        row_B = [self.reader.user_row(user) for user in users]
+        known, cold = ([place for place, row in enumerate(row_B) if (row is None) == is_cold] for is_cold in (False, True))
+        if known:
+            yield True, known, self.reader.state, np.array([row_B[place] for place in known], dtype=np.int64)
+        if cold:
+            one, size = self.reader.stranger(users[cold[0]]), len(cold)
+            several = replace(
+                one,
+                user_B=np.array([hash_id(users[place]) for place in cold], dtype=np.int64),
+                ts_B=np.repeat(one.ts_B, size),
+                offer_B=np.repeat(one.offer_B, size),
+                user_BF=np.repeat(one.user_BF, size, axis=0),
+                history_start=np.zeros(size + 1, dtype=np.int64),
+                row_start=np.zeros(size + 1, dtype=np.int64),
+            )
+            yield False, cold, several, np.arange(size, dtype=np.int64)
 
     def search(
         self, requests: RequestTable, at_B: Int64, search: Search, allowed_N: NDArray[np.bool_] | None = None
@@ -251,11 +268,3 @@ class Service:
         self.reader.item_row("")
         if known := [item.item_id for answer in found.answers for item in answer.items]:
             self.rank(users[0], known)
-
-
-def _same_table(asked: Sequence[Asked]) -> list[list[int]]:
-    """Positions of the questions, those together that are in one request table."""
-    groups: dict[int, list[int]] = {}
-    for place, one in enumerate(asked):
-        groups.setdefault(id(one.requests), []).append(place)
-    return list(groups.values())

@@ -47,7 +47,7 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]
 def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = said(capsys, "--help")
     assert status == 0
-    for command in ("retrain", "recommend", "rank", "config", "lake", "index", "version"):
+    for command in ("retrain", "recommend", "rank", "serve", "config", "lake", "index", "version"):
         assert f" {command} " in out
 
 
@@ -55,7 +55,7 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
     "command",
     [
         *("retrain", "recommend", "rank", "promote", "rollback", "config show", "lake show", "lake stale", "lake refresh"),
-        *("index show", "index verify", "index diff", "index log", "index push", "index pull"),
+        *("index show", "index verify", "index diff", "index log", "index push", "index pull", "index package", "serve"),
     ],
 )
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: str) -> None:

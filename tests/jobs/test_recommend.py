@@ -11,9 +11,9 @@ from dig_models.serve.service import Search, Service
 from jobs import runs
 from jobs.checks import GateFailed, check
 from jobs.config import load
-from jobs.entry import JobError
+from jobs.entry import JobError, run
 from jobs.lake import Lake
-from jobs.recommend import COLUMNS, TABLE, chosen, recommend
+from jobs.recommend import COLUMNS, TABLE, _options, chosen, main, recommend
 
 DAY = synthetic.DAY
 SETS = ["retrieve.beam=20", "retrieve.rerank=40", "serve.batch.k=6", "serve.batch.partitions=3"]
@@ -46,8 +46,11 @@ def test_a_generation_of_another_day_is_refused(made):
 @pytest.mark.slow
 def test_every_user_gets_the_list_that_the_server_would_give_and_a_rerun_the_same_marker(made, spark):
     config, world = made
-    marker, lake = recommend(config, DAY, spark), Lake(config.paths.at("lake"))
-    assert recommend(config, DAY, spark) == marker == lake.marker(TABLE, DAY)
+    options = [part for one in (f"paths.home={config.paths.home}", *SETS) for part in ("--set", one)]
+    assert run("recommend", main, ["--config", "conf/local.yaml", "--date", DAY.isoformat(), *options], options=_options) == 0
+    lake = Lake(config.paths.at("lake"))
+    marker = recommend(config, DAY, spark)
+    assert marker == lake.marker(TABLE, DAY)
     assert marker.inputs["index"] == {world.first: g.read_manifest(world.root, world.first).content}
     rows = lake.read_arrow(TABLE, [DAY]).to_pylist()
     assert marker.rows == len(rows) == 6 * len(serve_world.USERS)

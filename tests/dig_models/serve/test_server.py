@@ -29,6 +29,12 @@ def test_a_short_token_is_refused():
         check_host("127.0.0.1", "abc")
 
 
+@pytest.mark.parametrize("token", ["pässwörter-mit-umlauten", "sixteen spaces or so", "line\nline-line-line-line"])
+def test_a_token_that_no_header_carries_is_refused(token):
+    with pytest.raises(CannotServe, match="ASCII are expected, without spaces"):
+        check_host("127.0.0.1", token)
+
+
 def test_a_port_that_is_taken_is_named():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -31,7 +31,7 @@ def test_every_answer_names_its_source_and_users_come_back_in_the_order_asked(se
 
 
 def test_users_together_are_answered_as_users_alone(service):
-    together = service.retrieve([*USERS, "stranger"], Search(k=8))
+    together = service.retrieve(["stranger", *USERS, "another", "a third"], Search(k=8))
     for answer in together.answers:
         alone = service.retrieve([answer.user], Search(k=8)).answers[0]
         assert ids(alone) == ids(answer)
