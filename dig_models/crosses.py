@@ -184,18 +184,44 @@ class CrossStore:
             part = self._shard(k, user % self.meta.shards)
             table, index_N = self._user_table(part, user, ts)
             out_NW[:, k * step : (k + 1) * step] = table[index_N]
-        head, day = len(spec.u2i_keys) * step, int(self._pop_rows(np.array([ts]))[0])
-        known = self._pop_column_N >= 0
-        for j, pop_TN in enumerate(self._pop):
-            out_NW[known, head + j] = pop_TN[day][self._pop_column_N[known]]
-        offers = self._offers
-        at = int(find(offers.keys, np.array([offer]))[0])
-        if at >= 0:
-            low, high = np.searchsorted(offers.place, [at * offers.items, (at + 1) * offers.items])
-            row_O = self._row_of_column[offers.place[low:high] - at * offers.items]
-            for j, code_O in enumerate(offers.codes):
-                out_NW[row_O[row_O > 0], head + len(self._pop) + j] = code_O[low:high][row_O > 0]
+        head = len(spec.u2i_keys) * step
+        tail = head + len(self._pop)
+        out_NW[:, head:tail] = self.popularity(ts)
+        row_O, code_OX = self.offered(offer)
+        out_NW[row_O, tail:] = code_OX
         return out_NW
+
+    def profile(self, user: int, ts: int) -> list[tuple[Ints, Floats]]:
+        """What is known of a user, by u2i key of the spec: hashes ``(S,)`` of the values with events, raw crosses ``(S, windows + 1)``."""
+        found = []
+        for k in range(len(self._spec.u2i_keys)):
+            part = self._shard(k, user % self.meta.shards)
+            table, groups = self._user_groups(part, user, ts)
+            found.append((part.keys[groups % max(len(part.keys), 1)], table[1:]))
+        return found
+
+    def popularity(self, ts: int) -> Floats:
+        """Popularity of every item row at a time, ``(N, windows)``: closed days only, so it is the same all day.
+
+        Raises:
+            ValueError: a time that the arrays do not cover.
+        """
+        out_NW = np.zeros((len(self._items), len(self._pop)), dtype=np.float32)
+        day, known = int(self._pop_rows(np.array([ts]))[0]), self._pop_column_N >= 0
+        for j, pop_TN in enumerate(self._pop):
+            out_NW[known, j] = pop_TN[day][self._pop_column_N[known]]
+        return out_NW
+
+    def offered(self, offer: int) -> tuple[Ints, Floats]:
+        """What an offer shows: distinct item rows ``(O,)`` and their codes ``(O, offer columns)``."""
+        offers, columns = self._offers, len(self._spec.offers)
+        at = int(find(offers.keys, np.array([offer]))[0]) if columns else -1
+        if at < 0:
+            return np.zeros(0, dtype=np.int64), np.zeros((0, columns), dtype=np.float32)
+        low, high = np.searchsorted(offers.place, [at * offers.items, (at + 1) * offers.items])
+        row_O = self._row_of_column[offers.place[low:high] - at * offers.items]
+        code_OX = np.stack([np.asarray(code_O[low:high], dtype=np.float32) for code_O in offers.codes], axis=1)
+        return row_O[row_O > 0], code_OX[row_O > 0]
 
     def bought(self, user: int, ts: int) -> Ints:
         """Rows of the items that the user has an event with before ``ts`` (in the days that the arrays hold), ascending."""
@@ -245,24 +271,30 @@ class CrossStore:
 
     def _user_table(self, part: _Shard, user: int, ts: int) -> tuple[Floats, Ints]:
         """Crosses of one user for each of his keys, row 0 for "never" ``(keys + 1, windows + 1)``, and each item's row of it ``(N,)``."""
+        table, groups = self._user_groups(part, user, ts)
+        index = np.zeros(len(part.keys) + 1, dtype=np.int64)  # the last one answers key index -1
+        if len(groups):
+            index[groups % len(part.keys)] = np.arange(1, len(groups) + 1)
+        return table, index[part.item_key_N]
+
+    def _user_groups(self, part: _Shard, user: int, ts: int) -> tuple[Floats, Ints]:
+        """Crosses of one user, row 0 for "never" ``(S + 1, windows + 1)``, and the groups of the other rows ``(S,)``."""
         windows = self._spec.windows
         group_R, ts_R, events_R = part.events(part.of_user(user))
         size = int(group_R[-1] - group_R[0]) + 1 if len(group_R) else 0
         table = np.zeros((size + 1, len(windows) + 1), dtype=np.float32)
         table[:, -1] = -1.0
-        index = np.zeros(len(part.keys) + 1, dtype=np.int64)  # the last one answers key index -1
-        if size:
-            local = group_R - group_R[0]
-            midnight = ts // SECONDS_PER_DAY * SECONDS_PER_DAY
-            for j, window in enumerate(windows):
-                inside = (ts_R >= midnight - window * SECONDS_PER_DAY) & (ts_R < ts)
-                table[1:, j] = np.bincount(local[inside], weights=events_R[inside], minlength=size)
-            recent = (ts_R >= midnight - max(windows) * SECONDS_PER_DAY) & (ts_R < ts)
-            # Rows of a group ascend in time and of repeated indices the last assignment stays.
-            table[1 + local[recent], -1] = (ts - ts_R[recent]) / SECONDS_PER_DAY
-            groups = part.group[group_R[0] : group_R[-1] + 1]
-            index[groups % len(part.keys)] = np.arange(1, size + 1)
-        return table, index[part.item_key_N]
+        if not size:
+            return table, np.zeros(0, dtype=np.int64)
+        local = group_R - group_R[0]
+        midnight = ts // SECONDS_PER_DAY * SECONDS_PER_DAY
+        for j, window in enumerate(windows):
+            inside = (ts_R >= midnight - window * SECONDS_PER_DAY) & (ts_R < ts)
+            table[1:, j] = np.bincount(local[inside], weights=events_R[inside], minlength=size)
+        recent = (ts_R >= midnight - max(windows) * SECONDS_PER_DAY) & (ts_R < ts)
+        # Rows of a group ascend in time and of repeated indices the last assignment stays.
+        table[1 + local[recent], -1] = (ts - ts_R[recent]) / SECONDS_PER_DAY
+        return table, np.asarray(part.group[group_R[0] : group_R[-1] + 1])
 
     def _pop_rows(self, ts_Q: Ints) -> Ints:
         """Rows of the popularity arrays: the day before each request."""

@@ -279,7 +279,7 @@ class Dig(nn.Module):
         read_RTD = self.norm_history(read_RTD.reshape(rows * each, dim), member_RS.repeat_interleave(each, 0)).view(rows, each, dim)
         return torch.cat([user_RU.unsqueeze(1).expand(-1, each, -1), read_RTD], dim=2)
 
-    def _pooled(self, users: UserSide, request_R: Tensor) -> Tensor:
+    def pooled(self, users: UserSide, request_R: Tensor) -> Tensor:
         """History read by a query that does not look at the target (``retrieval_query: pool``), ``(R, 1, D)``."""
         if self.pool_query is None:
             raise RuntimeError("target-free pooling needs retrieval_query: pool")
@@ -305,7 +305,7 @@ class Dig(nn.Module):
             layout = RowLayout.of(request_R, len(users.user_BU))
             read_R1D = self.attention(prefix_RD.unsqueeze(1), users, layout)
         else:
-            read_R1D = self._pooled(users, request_R)
+            read_R1D = self.pooled(users, request_R)
         user_RX = self._normed_user(users, request_R, read_R1D, member_RS).squeeze(1)
         logit_R: Tensor = self.mixer(user_RX, self.norm_sid(prefix_RD, member_RS), self.norm_u2t(u2t_RC, member_RS))
         return logit_R + BIAS_GAIN * (member_RS @ self.recall_bias)
@@ -388,7 +388,7 @@ class Dig(nn.Module):
             read_RTD = self.attention(query_RTD, users, layout)
         else:
             read_R1D = self.attention(query_RTD[:, :1], users, layout)
-            read_RTD = torch.cat([read_R1D, self._pooled(users, batch.request_R).expand(-1, levels, -1)], dim=1)
+            read_RTD = torch.cat([read_R1D, self.pooled(users, batch.request_R).expand(-1, levels, -1)], dim=1)
         member_ES = member_RS.repeat_interleave(levels, 0)
         sid_RLD = self.norm_sid(prefix_RLD.reshape(rows * levels, dim), member_ES).view(rows, levels, dim)
         u2t_RLC = self.norm_u2t(seen_RLC.reshape(rows * levels, -1), member_ES).view(rows, levels, -1)

@@ -9,7 +9,7 @@ Shape suffixes: ``Q`` requests, ``K`` ranks, ``N`` catalogue rows, ``W`` raw cro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from dig_models.evaluate.retrieval import NONE, own_frequency_list, popularity_list
 from dig_models.features import FeatureSpec
-from dig_models.retrieve.beam import Retrieved, ScoreMemo, beam_search, top_items
+from dig_models.retrieve.beam import Retrieved, top_items
+from dig_models.retrieve.options import SearchOptions
 from dig_models.retrieve.rerank import Retriever, crosses_of
 from dig_models.train.data import RequestTable
 
@@ -125,27 +126,13 @@ def _retrieve(
     k: int,
 ) -> dict[Variant, tuple[Rows, Rows]]:
     retriever, search = contender.retriever, contender.search
-    users = retriever.users(requests, part)
-    u2t = retriever.exact(cross_GNC) if search.u2t == "exact" else None
-    fresh_GN = np.ones((len(part), len(retriever.items)), dtype=np.bool_)
-    for g, rows in enumerate(bought):
-        fresh_GN[g, rows] = False
+    side = retriever.users(requests, part)
+    reranker = _Reranker(retriever, side, cross_GNC)
+    everything = SearchOptions(k=k, beam=search.beam, rerank=search.rerank, u2t=search.u2t, path_score=search.path_score)
     out: dict[Variant, tuple[Rows, Rows]] = {}
-    memo, reranker = ScoreMemo(retriever.trie, len(part)), _Reranker(retriever, users, cross_GNC)
     for variant in VARIANTS:
-        found = beam_search(
-            retriever.model,
-            retriever.trie,
-            retriever.nodes,
-            users,
-            len(part),
-            beam=search.beam,
-            limit=max(k, search.rerank),
-            u2t=u2t,
-            path_score=search.path_score,
-            allowed_GN=fresh_GN if variant == "new" else None,
-            memo=memo,
-        )
+        options = replace(everything, exclude=list(bought)) if variant == "new" else everything
+        found = retriever.paths(requests, part, side, options)
         reranked = reranker.top(found, search.rerank, k) if search.rerank else found
         out[variant] = _padded(reranked, k), _padded(found, k)
     return out

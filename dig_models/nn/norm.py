@@ -48,6 +48,16 @@ class DomainNorm(nn.Module):
             unit_RC = torch.addcmul(member_RS @ (-mean_SC * scale_SC), x_RC, member_RS @ scale_SC)
         return torch.addcmul(self.bias, unit_RC, self.weight)
 
+    @torch.no_grad()
+    def affine(self, domain: int = 0) -> tuple[Tensor, Tensor]:
+        """Scale and shift ``(C,)`` that evaluation applies to rows of a domain: ``forward(x) = x * scale + shift``."""
+        at = domain if self.domains > 1 else 0
+        scale_C = torch.rsqrt(self.var_SC[at] + self.eps)
+        if self.domains > 1:
+            scale_C = scale_C * (self.var_SC[at] > CONSTANT)
+        scale_C = self.weight * scale_C
+        return scale_C, self.bias - self.mean_SC[at] * scale_C
+
     def _whole(self, x_RC: Tensor) -> Tensor:
         """One domain, the usual batch normalisation."""
         if not self.training or len(x_RC) < 2:

@@ -3,34 +3,31 @@
 Level by level the candidate prefixes of every request are scored at once, the best ``beam`` are kept, and the leaves'
 postings give the items (arXiv 2605.14853, inference). With a beam as wide as the trie it equals dense scoring.
 
-Shape suffixes: ``G`` requests of the batch, ``P`` nodes of a level, ``R`` scored (request, node) pairs, ``D`` width of an
-embedding, ``C`` model crosses, ``N`` catalogue rows, ``J`` items returned.
+Shape suffixes: ``G`` requests of the batch, ``P`` nodes of a level, ``R`` scored (request, node) rows, ``D`` width of an
+embedding, ``C`` model crosses, ``N`` catalogue rows, ``J`` items returned, ``Q`` rows kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Literal
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn import functional as F
 
+from dig_models.dig import Dig
+from dig_models.retrieve.allowed import RequestFilter
+from dig_models.retrieve.scorer import OPEN, Candidates, PrefixCrosses, PrefixScorer, ScoredUsers
 from dig_models.retrieve.trie import Int64, Trie, expand_ranges
 
-if TYPE_CHECKING:
-    from dig_models.dig import Dig
-    from dig_models.nn.attention import UserSide
+__all__ = ["OPEN", "Retrieved", "beam_search", "best_rows", "node_embeddings", "top_items"]
 
-OPEN = 1
-"""Domain of ``Dig.rank_logit`` and ``recall_logit``: a candidate of the open catalogue, not an exposure."""
-
-PrefixCrosses = Callable[[int, Int64, Int64], NDArray[np.float32]]
-"""``(level, request_R, node_R) -> u2t_RC``."""
+Scores = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,24 +41,6 @@ class Retrieved:
 
     item_GJ: Int64
     score_GJ: NDArray[np.float32]
-
-
-class ScoreMemo:
-    """Prefix scores of one chunk of requests; searches that differ only in what is allowed share it and score a prefix once."""
-
-    def __init__(self, trie: Trie, requests: int) -> None:
-        self._score_GP = [np.full((requests, trie.nodes(level)), np.nan, dtype=np.float32) for level in range(trie.levels)]
-
-    def scores(
-        self, level: int, request_R: Int64, node_R: Int64, score: Callable[[Int64, Int64], NDArray[np.float32]]
-    ) -> NDArray[np.float32]:
-        """Scores of (request, node) pairs, ``(R,)``; ``score`` is asked for those that are not known yet."""
-        known_GP = self._score_GP[level]
-        new = np.isnan(known_GP[request_R, node_R])
-        if new.any():
-            known_GP[request_R[new], node_R[new]] = score(request_R[new], node_R[new])
-        out: NDArray[np.float32] = known_GP[request_R, node_R]
-        return out
 
 
 @torch.no_grad()
@@ -79,20 +58,17 @@ def node_embeddings(model: Dig, trie: Trie) -> list[Tensor]:
     return [n.contiguous() for n in reversed(nodes)]
 
 
-@torch.no_grad()
 def beam_search(
-    model: Dig,
+    scorer: PrefixScorer,
     trie: Trie,
-    nodes: Sequence[Tensor],
-    users: UserSide,
-    requests: int,
+    users: ScoredUsers,
     *,
-    beam: int,
+    beam: int | Sequence[int],
     limit: int,
     u2t: PrefixCrosses | None = None,
     path_score: Literal["last", "sum_log"] = "last",
-    allowed_GN: NDArray[np.bool_] | None = None,
-    memo: ScoreMemo | None = None,
+    filters: Sequence[RequestFilter] | None = None,
+    watch: Callable[[int, Candidates, Scores], None] | None = None,
 ) -> Retrieved:
     """Best items of each request by the retrieval path.
 
@@ -100,84 +76,113 @@ def beam_search(
     none is thrown away and the best ``limit`` items are returned. Ties go to the smaller SID, then the smaller item row.
 
     Args:
-        model: in eval mode.
+        scorer: of the model.
         trie: the catalogue's prefixes.
-        nodes: ``node_embeddings`` of the trie.
-        users: user side of the requests.
-        requests: G.
-        beam: prefixes of a request that are expanded at each level.
+        users: user side of the requests, folded by ``scorer.users``.
+        beam: prefixes of a request that are expanded at each level; one number, or one for each request.
         limit: items returned, J.
-        u2t: crosses of prefixes; None asks ``model.predict_u2t`` (MLP_u2t).
+        u2t: crosses of prefixes; None asks ``MLP_u2t``.
         path_score: ``last`` ranks by the current prefix's probability, ``sum_log`` by the sum of the path's log-probabilities.
-        allowed_GN: items that may be returned; prefixes without any are not scored.
-        memo: scores shared with other searches of the same requests, model and crosses.
+        filters: what each request may be answered with; prefixes without such an item are not scored.
+        watch: told level, rows and path scores of everything that was scored.
+
+    Raises:
+        ValueError: a score that is no number, which a damaged model or cross gives.
     """
-    memo = memo or ScoreMemo(trie, requests)
-    alive = None if allowed_GN is None else _alive(trie, allowed_GN)
-    node_R = np.tile(np.arange(trie.nodes(0), dtype=np.int64), requests)
-    request_R = np.repeat(np.arange(requests, dtype=np.int64), trie.nodes(0))
-    path_R = np.zeros(len(node_R), dtype=np.float32)
+    requests = len(users.user_GD)
+    beam_G = [beam] * requests if isinstance(beam, int) else list(beam)
+    rows = _first(trie, users)
+    path_R = np.zeros(len(rows.node_R), dtype=np.float32)
     for level in range(trie.levels):
-        if alive is not None:
-            keep = alive[level][request_R, node_R]
-            request_R, node_R, path_R = request_R[keep], node_R[keep], path_R[keep]
-        score = partial(_log_probability, model, nodes[level], users, level, u2t)
-        own_R = memo.scores(level, request_R, node_R, score)
+        if filters is not None:
+            rows, path_R = _filtered(level, rows, path_R, filters)
+        own_R = F.logsigmoid(torch.from_numpy(scorer.logits(level, users, rows, u2t))).numpy()
+        if not np.isfinite(own_R).all():
+            raise ValueError(
+                f"prefix scores of level {level + 1}: a score is not a finite number; the model's weights or the crosses are damaged"
+            )
         path_R = path_R + own_R if path_score == "sum_log" else own_R
+        if watch is not None:
+            watch(level, rows, path_R)
         if level + 1 < trie.levels:
-            kept = np.sort(_best(request_R, path_R, beam))
-            node_R, owner = trie.children(level, node_R[kept])
-            request_R, path_R = request_R[kept][owner], path_R[kept][owner]
-    return _items(trie, request_R, node_R, path_R, requests, limit, allowed_GN)
+            rows, path_R = _expanded(scorer, trie, level, rows, path_R, beam_G)
+    return _items(trie, rows, path_R, limit, filters)
 
 
-def _log_probability(
-    model: Dig, node_PD: Tensor, users: UserSide, level: int, u2t: PrefixCrosses | None, request_R: Int64, node_R: Int64
-) -> NDArray[np.float32]:
-    """Log of the calibrated probability of each (request, prefix), float32 ``(R,)``; keeps the order of the logits."""
-    request, prefix_RD = torch.from_numpy(request_R), node_PD.index_select(0, torch.from_numpy(node_R))
-    cross_RC = model.predict_u2t(users, request, prefix_RD) if u2t is None else torch.from_numpy(u2t(level, request_R, node_R))
-    logit_R = model.recall_logit(users, request, prefix_RD, cross_RC, torch.full_like(request, OPEN))
-    scored: NDArray[np.float32] = logsigmoid(logit_R).numpy()
-    return scored
+def best_rows(score_R: NDArray[np.float32], keep: int) -> Int64:
+    """Positions of the best ``keep`` scores, ascending; of equal scores the first ones."""
+    if keep >= len(score_R):
+        return np.arange(len(score_R), dtype=np.int64)
+    last = np.partition(score_R, len(score_R) - keep)[len(score_R) - keep]
+    better = np.flatnonzero(score_R > last)
+    equal = np.flatnonzero(score_R == last)[: keep - len(better)]
+    return np.sort(np.concatenate([better, equal])) if len(equal) else better
 
 
-def _alive(trie: Trie, allowed_GN: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-    per_request = [trie.alive(allowed_N) for allowed_N in allowed_GN]
-    return [np.stack([a[level] for a in per_request]) for level in range(trie.levels)]
+def _first(trie: Trie, users: ScoredUsers) -> Candidates:
+    requests, nodes = len(users.user_GD), trie.nodes(0)
+    return Candidates(
+        bound_G=np.arange(requests + 1, dtype=np.int64) * nodes,
+        node_R=np.tile(np.arange(nodes, dtype=np.int64), requests),
+        token_R=np.tile(np.asarray(trie.token[0]), requests),
+        owner_R=np.repeat(np.arange(requests, dtype=np.int64), nodes),
+        feature_QF=users.root_GF,
+    )
 
 
-def _best(request_R: Int64, score_R: NDArray[np.float32], keep: int) -> Int64:
-    """Positions of the best ``keep`` rows of each request, best first; the sort is stable, so ties keep their order."""
-    order = np.lexsort((-score_R, request_R))
-    sorted_request = request_R[order]
-    place = np.arange(len(order)) - np.searchsorted(sorted_request, sorted_request)
-    return order[place < keep]
+def _filtered(level: int, rows: Candidates, path_R: Scores, filters: Sequence[RequestFilter]) -> tuple[Candidates, Scores]:
+    alive = [f.alive(level, rows.node_R[a:b]) for f, (a, b) in zip(filters, pairwise(rows.bound_G.tolist()), strict=True)]
+    keep = np.flatnonzero(np.concatenate(alive)) if alive else np.zeros(0, dtype=np.int64)
+    filtered = Candidates(
+        bound_G=np.searchsorted(keep, rows.bound_G).astype(np.int64),
+        node_R=rows.node_R[keep],
+        token_R=rows.token_R[keep],
+        owner_R=rows.owner_R[keep],
+        feature_QF=rows.feature_QF,
+    )
+    return filtered, path_R[keep]
 
 
-def _items(
-    trie: Trie,
-    request_R: Int64,
-    leaf_R: Int64,
-    score_R: NDArray[np.float32],
-    requests: int,
-    limit: int,
-    allowed_GN: NDArray[np.bool_] | None,
-) -> Retrieved:
+def _expanded(
+    scorer: PrefixScorer, trie: Trie, level: int, rows: Candidates, path_R: Scores, beam_G: Sequence[int]
+) -> tuple[Candidates, Scores]:
+    """Children of each request's best prefixes."""
+    kept = [best_rows(path_R[a:b], beam) + a for beam, (a, b) in zip(beam_G, pairwise(rows.bound_G.tolist()), strict=True)]
+    kept_Q = np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
+    node_R, owner_R = trie.children(level, rows.node_R[kept_Q])
+    parent_bound = np.cumsum([0, *(len(k) for k in kept)])
+    expanded = Candidates(
+        bound_G=np.searchsorted(owner_R, parent_bound).astype(np.int64),
+        node_R=node_R,
+        token_R=np.asarray(trie.token[level + 1][node_R]),
+        owner_R=owner_R,
+        feature_QF=scorer.descend(level, rows, kept_Q),
+    )
+    return expanded, path_R[kept_Q][owner_R]
+
+
+def _items(trie: Trie, rows: Candidates, score_R: Scores, limit: int, filters: Sequence[RequestFilter] | None) -> Retrieved:
     """Postings of scored leaves, best ``limit`` items of each request."""
-    best = _best(request_R, score_R, limit)  # every leaf still here holds an item that may be returned
-    request_R, leaf_R, score_R = request_R[best], leaf_R[best], score_R[best]
-    item_R, owner = trie.postings(leaf_R)
-    request_R, score_R = request_R[owner], score_R[owner]
-    if allowed_GN is not None:
-        keep = allowed_GN[request_R, item_R]
-        item_R, request_R, score_R = item_R[keep], request_R[keep], score_R[keep]
-    return top_items(request_R, item_R, score_R, requests, limit)
+    requests = len(rows.bound_G) - 1
+    item_GJ = np.zeros((requests, limit), dtype=np.int64)
+    score_GJ = np.full((requests, limit), -np.inf, dtype=np.float32)
+    for g, (a, b) in enumerate(pairwise(rows.bound_G.tolist())):
+        best = best_rows(score_R[a:b], limit) + a  # every leaf still here holds an item that may be returned
+        best = best[np.argsort(-score_R[best], kind="stable")]
+        item_R, owner = trie.postings(rows.node_R[best])
+        if filters is not None:
+            keep = filters[g].items(item_R)
+            item_R, owner = item_R[keep], owner[keep]
+        item_R, owner = item_R[:limit], owner[:limit]
+        item_GJ[g, : len(item_R)], score_GJ[g, : len(item_R)] = item_R, score_R[best[owner]]
+    return Retrieved(item_GJ=item_GJ, score_GJ=score_GJ)
 
 
 def top_items(request_R: Int64, item_R: Int64, score_R: NDArray[np.float32], requests: int, limit: int) -> Retrieved:
     """The best ``limit`` rows of each request as padded arrays; ties keep the order of the rows."""
-    best = _best(request_R, score_R, limit)
+    order = np.lexsort((-score_R, request_R))
+    place = np.arange(len(order)) - np.searchsorted(request_R[order], request_R[order])
+    best = order[place < limit]
     count_G = np.bincount(request_R[best], minlength=requests)
     column, row = expand_ranges(np.zeros(requests, dtype=np.int64), count_G.astype(np.int64))
     item_GJ = np.zeros((requests, limit), dtype=np.int64)

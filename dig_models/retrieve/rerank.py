@@ -1,7 +1,7 @@
 """Retrieve and re-rank: beam search over prefixes, then the ranking path with real crosses on what was retrieved.
 
-One ``Retriever`` holds what depends on model and catalogue alone (node embeddings, item embeddings, averaging weights), so
-that a request costs its user side, one cross look-up of the catalogue and the scored prefixes. Evaluation and serving share it.
+One ``Retriever`` holds what depends on model and catalogue alone, so that a request costs its user side, the prefixes that are
+scored and the items that are re-ranked; none of these grows with the catalogue. Evaluation and serving share it.
 
 Shape suffixes: ``G`` requests at a time, ``B`` requests asked for, ``N`` catalogue rows, ``J`` items of a request, ``P`` pairs,
 ``R`` rows, ``D`` embedding width, ``C`` model crosses, ``L`` levels.
@@ -10,32 +10,34 @@ Shape suffixes: ``G`` requests at a time, ``B`` requests asked for, ``N`` catalo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from threading import RLock
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn import functional as F
 
+from dig_models.dig import Dig
 from dig_models.features import FeatureSpec
 from dig_models.items import ItemTable
-from dig_models.retrieve.beam import OPEN, PrefixCrosses, Retrieved, beam_search, node_embeddings, top_items
-from dig_models.retrieve.prefix_means import PrefixMeans
+from dig_models.nn.attention import UserSide
+from dig_models.retrieve.allowed import AllowedItems, RequestFilter
+from dig_models.retrieve.beam import OPEN, Retrieved, beam_search, node_embeddings, top_items
+from dig_models.retrieve.options import SearchOptions
+from dig_models.retrieve.prefix_u2t import ExactU2t, Profiles
+from dig_models.retrieve.scorer import PrefixScorer
 from dig_models.retrieve.trie import Int64, Trie
 from dig_models.train.data import RequestTable, collate
-
-if TYPE_CHECKING:
-    from dig_models.dig import Dig
-    from dig_models.nn.attention import UserSide
 
 Floats = NDArray[np.float32]
 Ready = Callable[[int], None]
 
 
-class Crosses(Protocol):
+class Crosses(Profiles, Protocol):
     """What a retriever asks of ``dig_models.crosses.CrossStore``."""
 
     def pairs(self, user_P: Int64, ts_P: Int64, offer_P: Int64, item_P: Int64) -> Floats:
@@ -53,12 +55,14 @@ class Crosses(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Retriever:
-    """A model on a catalogue, ready to answer requests.
+    """A model on a catalogue, ready to answer requests; from several threads it answers one after the other.
+
+    What is derived from the catalogue (item embeddings, shares of key values, popularity of a day) is made when first needed;
+    ``warm`` makes it beforehand.
 
     Attributes:
-        model: in eval mode, its item table set to ``items``.
-        nodes: prefix embeddings of the trie, per level ``(P, D)``.
-        embedding_ND: item embeddings ``e_v``.
+        model: in eval mode, its item table set to ``items``; its weights must not change any more.
+        stored_nodes: prefix embeddings of the trie from an index generation, if there are any.
     """
 
     model: Dig
@@ -66,9 +70,8 @@ class Retriever:
     items: ItemTable
     trie: Trie
     store: Crosses
-    nodes: list[Tensor]
-    embedding_ND: Tensor
-    means: PrefixMeans
+    stored_nodes: list[Tensor] | None = None
+    _lock: RLock = field(default_factory=RLock, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -95,20 +98,41 @@ class Retriever:
         """
         model.eval()
         model.set_items(items)
-        with torch.no_grad():
-            embedding_ND = model.encode_catalogue()
-            if trie is None:
-                trie = Trie.build(model.codes(embedding_ND).numpy() if codes_NL is None else codes_NL)
-        return cls(
-            model=model,
-            spec=spec,
-            items=items,
-            trie=trie,
-            store=store,
-            nodes=node_embeddings(model, trie) if nodes is None else nodes,
-            embedding_ND=embedding_ND,
-            means=PrefixMeans(trie),
-        )
+        if trie is None:
+            with torch.no_grad():
+                codes_NL = model.codes(model.encode_catalogue()).numpy() if codes_NL is None else codes_NL
+            trie = Trie.build(codes_NL)
+        return cls(model=model, spec=spec, items=items, trie=trie, store=store, stored_nodes=nodes)
+
+    @cached_property
+    def embedding_ND(self) -> Tensor:
+        """Item embeddings ``e_v`` of the catalogue."""
+        return self.model.encode_catalogue()
+
+    @cached_property
+    def nodes(self) -> list[Tensor]:
+        """Prefix embeddings of the trie, per level ``(P, D)``; the search needs none of them."""
+        return node_embeddings(self.model, self.trie) if self.stored_nodes is None else self.stored_nodes
+
+    @cached_property
+    def scorer(self) -> PrefixScorer:
+        """The factored retrieval path."""
+        return PrefixScorer(self.model)
+
+    @cached_property
+    def exact(self) -> ExactU2t:
+        """Exact crosses of prefixes."""
+        return ExactU2t(self.trie, self.items.key_KN, self.spec, self.store)
+
+    def warm(self, requests: RequestTable, *, u2t: Literal["mlp", "exact"] = "exact") -> Retriever:
+        """Answer the first of some requests, so that later ones find everything that is made when first needed."""
+        if len(requests):
+            self.search(requests, np.zeros(1, dtype=np.int64), SearchOptions(u2t=u2t, exclude_bought=True))
+        return self
+
+    def allow(self, allowed_N: NDArray[np.bool_]) -> AllowedItems:
+        """Prepare a mask over item rows for any number of calls; see ``SearchOptions.allowed``."""
+        return AllowedItems.of(self.trie, allowed_N)
 
     def retrieve(
         self,
@@ -116,72 +140,79 @@ class Retriever:
         index_B: Int64,
         *,
         k: int,
-        beam: int,
+        beam: int | Sequence[int],
         rerank: int,
         u2t: Literal["mlp", "exact"] = "exact",
         path_score: Literal["last", "sum_log"] = "last",
         exclude_bought: bool = False,
         allowed_N: NDArray[np.bool_] | None = None,
-        chunk: int = 4,
+        chunk: int = 16,
         ready: Ready | None = None,
     ) -> Retrieved:
+        """``search`` with the options as keywords; ``allowed_N`` is ``SearchOptions.allowed``."""
+        options = SearchOptions(
+            k=k, beam=beam, rerank=rerank, u2t=u2t, path_score=path_score, exclude_bought=exclude_bought, allowed=allowed_N, chunk=chunk
+        )
+        return self.search(requests, index_B, options, ready=ready)
+
+    def search(self, requests: RequestTable, index_B: Int64, options: SearchOptions, *, ready: Ready | None = None) -> Retrieved:
         """The best ``k`` items of each request over the whole catalogue.
 
         Args:
             requests: the table to take requests from (``examples`` or ``user_state``).
             index_B: positions in it.
-            k: items returned a request.
-            beam: prefixes kept at each level.
-            rerank: retrieved items (at least ``k``) scored again by the ranking path with real crosses; 0 keeps the path scores.
-            u2t: prefix crosses: the exact mean over the prefix, or ``MLP_u2t``.
-            path_score: see ``beam_search``.
-            exclude_bought: leave out items that the user bought before the request.
-            allowed_N: items that may be returned at all; row 0 is ignored.
-            chunk: requests at a time.
+            options: how to search and what may be returned.
             ready: told after each chunk how many requests are done.
+
+        Raises:
+            ValueError: options that do not fit the catalogue or the requests.
         """
+        index_B = np.asarray(index_B, dtype=np.int64)
+        options.check(len(index_B))
+        if isinstance(options.allowed, np.ndarray):
+            options = replace(options, allowed=self.allow(options.allowed))
         found = []
-        for part in _chunks(index_B, chunk):
-            found.append(self._retrieve(requests, part, k, beam, rerank, u2t, path_score, exclude_bought, allowed_N))
+        for at in range(0, len(index_B), options.chunk):
+            part = slice(at, at + options.chunk)
+            with self._lock:
+                found.append(self._search(requests, index_B[part], _part(options, part)))
             if ready:
-                ready(min(len(found) * chunk, len(index_B)))
-        return _stack(found, k)
+                ready(min(at + options.chunk, len(index_B)))
+        return _stack(found, options.k)
 
     @torch.no_grad()
-    def _retrieve(
-        self,
-        requests: RequestTable,
-        part: Int64,
-        k: int,
-        beam: int,
-        rerank: int,
-        u2t: Literal["mlp", "exact"],
-        path_score: Literal["last", "sum_log"],
-        exclude_bought: bool,
-        allowed_N: NDArray[np.bool_] | None,
-    ) -> Retrieved:
-        users = self.users(requests, part)
-        cross_GNC = [self.catalogue(requests, int(b)) for b in part] if u2t == "exact" else None
-        allowed_GN = self._allowed(requests, part, exclude_bought, allowed_N)
-        found = beam_search(
-            self.model,
-            self.trie,
-            self.nodes,
-            users,
-            len(part),
-            beam=beam,
-            limit=max(k, rerank),
-            u2t=None if cross_GNC is None else self.exact(cross_GNC),
-            path_score=path_score,
-            allowed_GN=allowed_GN,
-        )
-        if not rerank:
+    def _search(self, requests: RequestTable, part: Int64, options: SearchOptions) -> Retrieved:
+        side = self.users(requests, part)
+        found = self.paths(requests, part, side, options)
+        if not options.rerank:
             return found
-        request_P, column_P = np.nonzero(found.item_GJ)
+        request_P, column_P = (at.astype(np.int64) for at in np.nonzero(found.item_GJ))
         item_P = found.item_GJ[request_P, column_P]
-        cross_PC = self.pairs(requests, part[request_P], item_P) if cross_GNC is None else crosses_of(cross_GNC, request_P, item_P)
-        score_P = self.scores(users, request_P.astype(np.int64), item_P, cross_PC)
-        return top_items(request_P.astype(np.int64), item_P, score_P, len(part), k)
+        score_P = self.scores(side, request_P, item_P, self.pairs(requests, part[request_P], item_P))
+        return top_items(request_P, item_P, score_P, len(part), options.k)
+
+    @torch.no_grad()
+    def paths(self, requests: RequestTable, part: Int64, side: UserSide, options: SearchOptions) -> Retrieved:
+        """The best ``max(k, rerank)`` items of some requests by their paths, before re-ranking.
+
+        Args:
+            requests: the table.
+            part: positions in it.
+            side: ``users`` of these positions.
+            options: lists in it hold one entry for each of ``part``.
+        """
+        exact = options.u2t == "exact"
+        with self._lock:
+            return beam_search(
+                self.scorer,
+                self.trie,
+                self.scorer.users(side, mlp=not exact),
+                beam=options.beam,
+                limit=max(options.k, options.rerank),
+                u2t=self.exact.of(requests.user_B[part], requests.ts_B[part], requests.offer_B[part]) if exact else None,
+                path_score=options.path_score,
+                filters=self._filters(requests, part, options),
+            )
 
     @torch.no_grad()
     def exhaustive(self, requests: RequestTable, index_B: Int64, *, chunk: int = 4) -> Floats:
@@ -221,27 +252,21 @@ class Retriever:
         user_P, ts_P, offer_P = requests.user_B[request_P], requests.ts_B[request_P], requests.offer_B[request_P]
         return self.spec.transform(self.store.pairs(user_P, ts_P, offer_P, item_P))
 
-    def exact(self, cross_GNC: Sequence[Floats]) -> PrefixCrosses:
-        """Exact u2t of some requests from their model crosses with the catalogue, for ``beam_search``."""
-        means = [self.means(cross_NC) for cross_NC in cross_GNC]
-
-        def u2t(level: int, request_R: Int64, node_R: Int64) -> Floats:
-            bounds = np.searchsorted(request_R, np.arange(len(means) + 1))  # rows ascend by request
-            return np.concatenate([m[level][node_R[a:b]] for m, (a, b) in zip(means, pairwise(bounds), strict=True)])
-
-        return u2t
-
-    def _allowed(
-        self, requests: RequestTable, part: Int64, exclude_bought: bool, allowed_N: NDArray[np.bool_] | None
-    ) -> NDArray[np.bool_] | None:
-        if not exclude_bought and allowed_N is None:
+    def _filters(self, requests: RequestTable, part: Int64, options: SearchOptions) -> list[RequestFilter] | None:
+        """What each request may be answered with; None if that is everything."""
+        if options.allowed is None and options.exclude is None and not options.exclude_bought:
             return None
-        base_N = np.ones(len(self.items), dtype=bool) if allowed_N is None else allowed_N
-        allowed_GN = np.repeat(base_N[None, :], len(part), axis=0)
-        if exclude_bought:
-            for g, b in enumerate(part):
-                allowed_GN[g, self.store.bought(int(requests.user_B[b]), int(requests.ts_B[b]))] = False
-        return allowed_GN
+        allowed = options.allowed
+        if isinstance(allowed, np.ndarray):
+            allowed = self.allow(allowed)
+        filters = []
+        for g, b in enumerate(part.tolist()):
+            excluded = [np.zeros(0, dtype=np.int64)] if options.exclude is None else [np.asarray(options.exclude[g], dtype=np.int64)]
+            if options.exclude_bought:
+                excluded.append(self.store.bought(int(requests.user_B[b]), int(requests.ts_B[b])))
+            own = allowed if allowed is None or isinstance(allowed, AllowedItems) else allowed[g]
+            filters.append(RequestFilter(self.trie, own, np.concatenate(excluded)))
+        return filters
 
     @torch.no_grad()
     def scores(self, users: UserSide, request_P: Int64, item_P: Int64, cross_PC: Floats) -> Floats:
@@ -249,8 +274,18 @@ class Retriever:
         request = torch.from_numpy(request_P)
         e_PD = self.embedding_ND.index_select(0, torch.from_numpy(item_P))
         logit_P = self.model.rank_logit(users, request, e_PD, torch.from_numpy(cross_PC), torch.full_like(request, OPEN))
-        scored: Floats = logsigmoid(logit_P).numpy()
+        scored: Floats = F.logsigmoid(logit_P).numpy()
         return scored
+
+
+def _part(options: SearchOptions, part: slice) -> SearchOptions:
+    """The options of some of the requests."""
+    beam = options.beam if isinstance(options.beam, int) else options.beam[part]
+    exclude = None if options.exclude is None else options.exclude[part]
+    allowed = options.allowed
+    if allowed is not None and not isinstance(allowed, (np.ndarray, AllowedItems)):
+        allowed = allowed[part]
+    return replace(options, beam=beam, exclude=exclude, allowed=allowed)
 
 
 def crosses_of(cross_GNC: Sequence[Floats], request_P: Int64, item_P: Int64) -> Floats:

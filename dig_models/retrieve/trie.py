@@ -101,6 +101,17 @@ class Trie:
         up = [np.repeat(np.arange(len(c) - 1, dtype=np.int64), np.diff(c)) for c in self.child]
         return (np.zeros(self.nodes(0), dtype=np.int64), *up)
 
+    @cached_property
+    def position_N(self) -> Int64:
+        """Place of each item row in ``order_M``, int64 ``(N,)``; -1 for row 0."""
+        out_N = np.full(self.items + 1, -1, dtype=np.int64)
+        out_N[self.order_M] = np.arange(self.items)
+        return out_N
+
+    def node_of(self, level: int, position_Q: Int64) -> Int64:
+        """Nodes of a level that hold the sorted items at some places, ``(Q,)``."""
+        return np.searchsorted(self.start[level], position_Q, side="right") - 1
+
     def codes(self, level: int) -> Int64:
         """Whole prefixes of a level, int64 ``(P, level + 1)``."""
         own_P1 = self.token[level].astype(np.int64)[:, None]

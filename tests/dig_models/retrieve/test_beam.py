@@ -89,7 +89,8 @@ def test_a_narrow_beam_is_greedy_over_existing_prefixes(world: tuple[Retriever, 
     rng = np.random.default_rng(seed)
     u2t = [rng.gamma(0.5, 1.0, (trie.nodes(level), retriever.spec.cross_width)).astype(np.float32) for level in range(trie.levels)]
     users = retriever.users(requests, np.array([seed % len(USERS)]))
-    found = beam_search(model, trie, retriever.nodes, users, 1, beam=beam, limit=limit, u2t=lambda level, _, node_R: u2t[level][node_R])
+    folded = retriever.scorer.users(users, mlp=False)
+    found = beam_search(retriever.scorer, trie, folded, beam=beam, limit=limit, u2t=lambda level, _, node_R: u2t[level][node_R])
     alive = list(range(trie.nodes(0)))
     for level in range(trie.levels):
         request_R = torch.zeros(len(alive), dtype=torch.int64)
