@@ -59,9 +59,11 @@ class SearchOptions:
         Raises:
             ValueError: naming the option, what was found and what was expected.
         """
-        lists = {"beam": self.beam, "exclude": self.exclude}
+        lists: list[tuple[str, Sequence[object] | None]] = [("exclude", self.exclude)]
+        if not isinstance(self.beam, int):
+            lists.append(("beam", self.beam))
         if not isinstance(self.allowed, (AllowedItems, np.ndarray)):
-            lists["allowed"] = self.allowed
-        for name, value in lists.items():
-            if value is not None and not isinstance(value, int) and len(value) != requests:
+            lists.append(("allowed", self.allowed))
+        for name, value in lists:
+            if value is not None and len(value) != requests:
                 raise ValueError(f"search option {name}: {len(value)} entries found for {requests} requests")

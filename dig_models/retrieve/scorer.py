@@ -19,15 +19,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dig_models.dig import BIAS_GAIN, Dig
 from dig_models.nn.attention import UserSide
+from dig_models.nn.mixer import Mixer
 from dig_models.retrieve.trie import Int64
 
 OPEN = 1
@@ -103,34 +105,43 @@ class PrefixScorer:
 
     @torch.no_grad()
     def __init__(self, model: Dig) -> None:
-        config, mixer, experts = model.config, model.mixer, model.mixer.experts
-        dim = self.dim = config.dim
-        self.heads, self.experts, self.hidden = config.heads, experts.experts, experts.hidden
-        self.model = model
-        down_VX = model.mixer.cross.down[0].weight
-        sid_scale_D, sid_shift_D = model.norm_sid.affine()
-        self._user_affine = model.norm_user.affine()
-        self._history_affine = model.norm_history.affine()
+        self.model, self.dim, self.heads = model, model.config.dim, model.config.heads
+        each = self.dim // self.heads
+        self._user_affine, self._history_affine = model.norm_user.affine(), model.norm_history.affine()
         self._cross_scale_C, self._cross_shift_C = model.norm_u2t.affine(OPEN)
-        wide_X = mixer.wide.weight[0]
-        # The Mixer reads [user, read, sid, u2t]; rows here are [user, sid, read, u2t], so that what a row must compute is contiguous.
-        self._order_X = torch.cat([torch.arange(dim), torch.arange(2 * dim, 3 * dim), torch.arange(dim, 2 * dim)])
-        self._order_X = torch.cat([self._order_X, torch.arange(3 * dim, len(wide_X))])
-        self._down = [d.weight[:, self._order_X].t().contiguous() for d in mixer.cross.down]
-        self._up = [u.weight[self._order_X].t().contiguous() for u in mixer.cross.up]
-        self._up_bias = [u.bias[self._order_X] for u in mixer.cross.up]
+        self._unit_DD = torch.kron(torch.eye(self.heads), torch.ones(each, each))
+        self.temperature = float(model.attention.log_temperature.exp().max())
+        self._fold_mixer(model.mixer)
+        self._fold_tables(model)
+        self._buffers: dict[str, Tensor] = {}
+
+    def _fold_mixer(self, mixer: Mixer) -> None:
+        """Weights of the Mixer, transposed, for rows that are ``[user, sid, read, u2t]``: what a row must compute is contiguous."""
+        dim, experts = self.dim, mixer.experts
+        was_X = torch.arange(mixer.wide.weight.shape[1])  # the Mixer's own order is [user, read, sid, u2t]
+        order_X = torch.cat([was_X[:dim], was_X[2 * dim : 3 * dim], was_X[dim : 2 * dim], was_X[3 * dim :]])
+        down, up = ([cast(nn.Linear, layer) for layer in layers] for layers in (mixer.cross.down, mixer.cross.up))
+        self.width, self.rank = len(order_X), down[0].out_features
+        self._down = [layer.weight[:, order_X].t().contiguous() for layer in down]
+        self._up = [layer.weight[order_X].t().contiguous() for layer in up]
+        self._up_bias = [layer.bias[order_X] for layer in up]
         self._up_bias[0] = self._up_bias[0] + 1.0
-        self._wide_X = wide_X[self._order_X].clone()
-        first_HX = torch.cat([experts.first.weight, experts.gate.weight])[:, self._order_X]
-        self._first_XH, self._first_bias_H = first_HX.t().contiguous(), torch.cat([experts.first.bias, experts.gate.bias])
+        self._wide_X = mixer.wide.weight[0, order_X]
+        self.experts, self.hidden = experts.experts, experts.hidden
+        self._first_XH = torch.cat([experts.first.weight, experts.gate.weight])[:, order_X].t().contiguous()
+        self._first_bias_H = torch.cat([experts.first.bias, experts.gate.bias])
         self._second_NHD, self._second_bias_N1D = experts.second.detach().clone(), experts.bias.detach().unsqueeze(1).clone()
         self._head_D1 = mixer.head.weight.t().contiguous()
-        self._unit_DD = torch.block_diag(*[torch.ones(dim // self.heads, dim // self.heads)] * self.heads)
-        self.temperature = float(model.attention.log_temperature.exp().max())
 
+    def _fold_tables(self, model: Dig) -> None:
+        """What each token adds to the feature of its parent, per level ``(K, F)``.
+
+        Columns: DIN query, normalised embedding, first DCNv2 projection, wide term, hidden layer of MLP_u2t.
+        """
+        config, dim = model.config, self.dim
+        scale_D, self._sid_shift_D = model.norm_sid.affine()
         semantic_LKD = model.quantizer.semantic.weight.view(config.levels, config.codes, dim)
-        sid_LKD = semantic_LKD * sid_scale_D
-        self._rank = down_VX.shape[0]
+        sid_LKD = semantic_LKD * scale_D
         parts = [
             semantic_LKD @ model.attention.query.weight.t(),
             sid_LKD,
@@ -138,18 +149,12 @@ class PrefixScorer:
             (sid_LKD @ self._wide_X[dim : 2 * dim]).unsqueeze(2),
             semantic_LKD @ model.u2t_head.prefix.weight.t(),
         ]
-        # Feature columns: query, sid, first projection, wide term, hidden layer of MLP_u2t.
-        widths = [p.shape[2] for p in parts]
-        self._at = [slice(a, b) for a, b in pairwise(np.cumsum([0, *widths]).tolist())]
-        # Tables by width: without and with the hidden layer of MLP_u2t.
-        whole_LKF = torch.cat(parts, dim=2).contiguous()
-        bare_LKF = whole_LKF[:, :, : self._at[-1].start].contiguous()
-        self._tables = {table.shape[2]: table for table in (bare_LKF, whole_LKF)}
-        self._sid_shift_D = sid_shift_D
+        self._at = [slice(a, b) for a, b in pairwise(np.cumsum([0, *(p.shape[2] for p in parts)]).tolist())]
+        # By width: without and with the hidden layer of MLP_u2t.
+        self._tables = {table.shape[2]: table for table in (torch.cat(parts[:-1], dim=2), torch.cat(parts, dim=2))}
         out = model.u2t_head.out
         self._u2t_weight = (out.weight * self._cross_scale_C.unsqueeze(1)).t().contiguous()
         self._u2t_bias = out.bias * self._cross_scale_C + self._cross_shift_C
-        self._buffers: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def users(self, side: UserSide, *, mlp: bool) -> ScoredUsers:
@@ -214,7 +219,7 @@ class PrefixScorer:
         torch.index_select(table_KF, 0, torch.from_numpy(rows.token_R[first:last]), out=own_RF)
         feature_RF.add_(own_RF)
         query, sid, projected, wide, hidden = (feature_RF[:, at] for at in self._at)
-        x_RX = self._buffer("x", n, len(self._order_X))
+        x_RX = self._buffer("x", n, self.width)
         x_RX[:, dim : 2 * dim].copy_(sid)
         if users.read_GD is None:
             self._normalise(query)
@@ -245,18 +250,18 @@ class PrefixScorer:
         n, heads, each, slots = len(query_RD), self.heads, self.dim // self.heads, users.length_G[g]
         score_ARH = self._buffer("score", heads * n * slots, 1).view(heads, n, slots)
         read_ARE = self._buffer("read", heads * n * (each + 1), 1).view(heads, n, each + 1)
-        torch.bmm(query_RD.unflatten(1, (heads, each)).transpose(0, 1), users.key_GAEH[g, :, :, :slots], out=score_ARH)
+        torch.bmm(query_RD.view(n, heads, each).transpose(0, 1), users.key_GAEH[g, :, :, :slots], out=score_ARH)
         if self.temperature > LARGEST_TEMPERATURE:
             score_ARH.masked_fill_(users.empty_GH[g, :slots], -torch.inf)
             score_ARH.sub_(score_ARH.amax(2, keepdim=True))
         score_ARH.exp_()
         torch.bmm(score_ARH, users.value_GAHE[g, :, :slots], out=read_ARE)
-        torch.div(read_ARE[:, :, :each], read_ARE[:, :, each:], out=out_RD.unflatten(1, (heads, each)).transpose(0, 1))
+        torch.div(read_ARE[:, :, :each], read_ARE[:, :, each:], out=out_RD.view(n, heads, each).transpose(0, 1))
 
     def _mix(self, x_RX: Tensor, projected_RV: Tensor, wide_R1: Tensor) -> Tensor:
         """The Mixer behind the parts that were summed before, to logits ``(R,)``."""
-        n, width, dim = len(x_RX), x_RX.shape[1], self.dim
-        p_RV, y_RX, z_RX = self._buffer("p", n, self._rank), self._buffer("y", n, width), self._buffer("z", n, width)
+        n, dim = len(x_RX), self.dim
+        p_RV, y_RX, z_RX = self._buffer("p", n, self.rank), self._buffer("y", n, self.width), self._buffer("z", n, self.width)
         torch.addmm(projected_RV, x_RX[:, 2 * dim :], self._down[0][2 * dim :], out=p_RV)
         torch.addmm(self._up_bias[0], p_RV, self._up[0], out=y_RX)
         for down_XV, up_VX, bias_X in zip(self._down[1:], self._up[1:], self._up_bias[1:], strict=True):
@@ -269,7 +274,7 @@ class PrefixScorer:
         torch.addmm(self._first_bias_H, y_RX, self._first_XH, out=hidden_RH)
         F.silu(hidden_RH[:, :size], inplace=True)
         out_NRD = self._buffer("out", self.experts * n, dim).view(self.experts, n, dim)
-        each_NRH = hidden_RH[:, :size].unflatten(1, (self.experts, self.hidden)).transpose(0, 1)
+        each_NRH = hidden_RH[:, :size].view(n, self.experts, self.hidden).transpose(0, 1)
         torch.baddbmm(self._second_bias_N1D, each_NRH, self._second_NHD, out=out_NRD)
         F.silu(out_NRD, inplace=True)
         vote_NR = (out_NRD.view(-1, dim) @ self._head_D1).view(self.experts, n)
