@@ -231,8 +231,7 @@ class PrefixScorer:
                 x_RX[a:b, 2 * dim : 3 * dim].copy_(users.read_GD[g])
         if cross_RC is None:
             F.silu(hidden, inplace=True)
-            torch.addmm(self._u2t_bias, hidden, self._u2t_weight, out=self._buffer("u2t", n, len(self._u2t_bias)))
-            x_RX[:, 3 * dim :].copy_(self._buffer("u2t", n, len(self._u2t_bias)))
+            torch.addmm(self._u2t_bias, hidden, self._u2t_weight, out=x_RX[:, 3 * dim :])
         else:
             torch.addcmul(self._cross_shift_C, cross_RC, self._cross_scale_C, out=x_RX[:, 3 * dim :])
         return self._mix(x_RX, projected, wide)
