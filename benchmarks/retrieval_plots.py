@@ -18,6 +18,7 @@ COLOURS = {
     "exhaustive": "#7a4fa3",
     "hnsw": "#9a6b00",
 }
+FAMILIES = ("64^3", "256^4", "16^4")
 LABELS = {
     "mlp": "this project, MLP u2t",
     "exact": "this project, exact u2t",
@@ -27,7 +28,7 @@ LABELS = {
     "exhaustive": "every SID",
     "hnsw": "HNSW, two towers",
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -47,6 +48,7 @@ def draw(results: dict[str, Any], folder: Path, name: str) -> None:
         for axis, batch in zip(axes, batches, strict=False):
             _cost(axis, cases, batch)
         _growth(axes[-1], cases)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=len(LABELS), fontsize=8)
         figure.savefig(folder / f"{name}.png", dpi=150)
         figure = Figure(figsize=(4.2 * len(batches), 3.6), layout="constrained")
         for axis, batch in zip(figure.subplots(1, len(batches), squeeze=False)[0], batches, strict=True):
@@ -75,12 +77,11 @@ def _cost(axis: Axes, cases: list[dict[str, Any]], batch: int) -> None:
             x, y = zip(*sorted(points), strict=True)
             axis.plot(x, y, color=colour, marker="o", markersize=3.5, linestyle="--" if method == "exact" else "-", label=LABELS[method])
     axis.set(xscale="log", yscale="log", title=f"batch of {batch}", xlabel="items", ylabel="ms a user (median)")
-    axis.legend(fontsize=7.5)
 
 
 def _growth(axis: Axes, cases: list[dict[str, Any]]) -> None:
     """Cost and scored rows against those at 100k items."""
-    for codes, colour in zip(("64^3", "256^4", "32^3"), COLOURS.values(), strict=False):
+    for codes, colour in zip(FAMILIES, ("#0b6e99", "#c2571a", "#4d7c2f"), strict=True):
         found = {c["items"]: c for c in cases if c["method"] == "mlp" and c["codes"] == codes and c["items"] >= 100_000 and c["plain"]}
         shared = [b for b in ("32", "1") if all(b in c["batches"] for c in found.values())]
         if 100_000 not in found or not shared:

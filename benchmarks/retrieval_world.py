@@ -69,7 +69,8 @@ def spec() -> FeatureSpec:
 def zipf(rng: np.random.Generator, values: int, size: int, exponent: float = 1.0) -> Int64:
     """Draws from ``0..values-1`` by Zipf's law."""
     cumulated = np.cumsum(1.0 / np.arange(1, values + 1) ** exponent)
-    return np.searchsorted(cumulated, rng.random(size) * cumulated[-1]).astype(np.int64)
+    drawn: Int64 = np.searchsorted(cumulated, rng.random(size) * cumulated[-1]).astype(np.int64)
+    return drawn
 
 
 def skewed_codes(size: Size, seed: int = 0) -> Int64:

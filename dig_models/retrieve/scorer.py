@@ -94,6 +94,32 @@ class ScoredUsers:
     read_GD: Tensor | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What a logit is made of, kept for a span of rows, so that the little that is left is done once for many blocks.
+
+    Attributes:
+        vote_NR: what each expert says.
+        gate_RN: logits of the gate.
+        wide_R: the linear term.
+    """
+
+    vote_NR: Tensor
+    gate_RN: Tensor
+    wide_R: Tensor
+
+    @classmethod
+    def of(cls, rows: int, experts: int) -> _Parts:
+        return cls(vote_NR=torch.empty(experts, rows), gate_RN=torch.empty(rows, experts), wide_R=torch.empty(rows))
+
+    def rows(self, first: int, last: int) -> _Parts:
+        return _Parts(vote_NR=self.vote_NR[:, first:last], gate_RN=self.gate_RN[first:last], wide_R=self.wide_R[first:last])
+
+    def logits(self) -> Tensor:
+        gate_NR = self.gate_RN.t().contiguous().softmax(0)
+        return self.vote_NR.mul_(gate_NR).sum(0).add_(self.wide_R)
+
+
 class PrefixScorer:
     """Scores (user, prefix) rows of one model; equal to ``Dig.recall_logit`` in the open domain up to rounding.
 
@@ -205,13 +231,18 @@ class PrefixScorer:
         out_R = torch.empty(len(rows.node_R))
         for first, last in _steps(0, len(rows.node_R), SPAN):
             cross_RC = None if u2t is None else torch.from_numpy(u2t(level, rows.users(first, last), rows.node_R[first:last]))
+            parts = _Parts.of(last - first, self.experts)
             for a, b in _steps(first, last, BLOCK):
                 block_RC = None if cross_RC is None else cross_RC[a - first : b - first]
-                out_R[a:b] = self._block(level, users, rows, a, b, block_RC)
+                self._block(level, users, rows, a, b, block_RC, parts.rows(a - first, b - first))
+            out_R[first:last] = parts.logits()
         found: NDArray[np.float32] = out_R.numpy()
         return found
 
-    def _block(self, level: int, users: ScoredUsers, rows: Candidates, first: int, last: int, cross_RC: Tensor | None) -> Tensor:
+    def _block(
+        self, level: int, users: ScoredUsers, rows: Candidates, first: int, last: int, cross_RC: Tensor | None, parts: _Parts
+    ) -> None:
+        """Score the rows ``first:last`` into ``parts``."""
         n, dim = last - first, self.dim
         table_KF = self._table(rows, level)
         feature_RF, own_RF = (self._buffer(name, n, table_KF.shape[1]) for name in ("feature", "own"))
@@ -234,7 +265,8 @@ class PrefixScorer:
             torch.addmm(self._u2t_bias, hidden, self._u2t_weight, out=x_RX[:, 3 * dim :])
         else:
             torch.addcmul(self._cross_shift_C, cross_RC, self._cross_scale_C, out=x_RX[:, 3 * dim :])
-        return self._mix(x_RX, projected, wide)
+        self._mix(x_RX, projected, parts)
+        parts.wide_R.add_(wide.squeeze(1))
 
     def _normalise(self, query_RD: Tensor) -> None:
         """Unit length per head, in place; a zero query stays zero."""
@@ -257,8 +289,8 @@ class PrefixScorer:
         torch.bmm(score_ARH, users.value_GAHE[g, :, :slots], out=read_ARE)
         torch.div(read_ARE[:, :, :each], read_ARE[:, :, each:], out=out_RD.view(n, heads, each).transpose(0, 1))
 
-    def _mix(self, x_RX: Tensor, projected_RV: Tensor, wide_R1: Tensor) -> Tensor:
-        """The Mixer behind the parts that were summed before, to logits ``(R,)``."""
+    def _mix(self, x_RX: Tensor, projected_RV: Tensor, parts: _Parts) -> None:
+        """The Mixer behind the parts that were summed before, into ``parts``."""
         n, dim = len(x_RX), self.dim
         p_RV, y_RX, z_RX = self._buffer("p", n, self.rank), self._buffer("y", n, self.width), self._buffer("z", n, self.width)
         torch.addmm(projected_RV, x_RX[:, 2 * dim :], self._down[0][2 * dim :], out=p_RV)
@@ -276,10 +308,9 @@ class PrefixScorer:
         each_NRH = hidden_RH[:, :size].view(n, self.experts, self.hidden).transpose(0, 1)
         torch.baddbmm(self._second_bias_N1D, each_NRH, self._second_NHD, out=out_NRD)
         F.silu(out_NRD, inplace=True)
-        vote_NR = (out_NRD.view(-1, dim) @ self._head_D1).view(self.experts, n)
-        gate_NR = hidden_RH[:, size:].t().contiguous().softmax(0)
-        wide_R = torch.mv(x_RX[:, 2 * dim :], self._wide_X[2 * dim :])
-        return vote_NR.mul_(gate_NR).sum(0).add_(wide_R).add_(wide_R1.squeeze(1))
+        parts.vote_NR.copy_((out_NRD.view(-1, dim) @ self._head_D1).view(self.experts, n))
+        parts.gate_RN.copy_(hidden_RH[:, size:])
+        torch.mv(x_RX[:, 2 * dim :], self._wide_X[2 * dim :], out=parts.wide_R)
 
     def _buffer(self, name: str, rows: int, width: int) -> Tensor:
         """A contiguous ``(rows, width)`` view of a buffer that is kept, so that blocks do not ask the system for memory."""
