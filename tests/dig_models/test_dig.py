@@ -286,7 +286,7 @@ def test_target_free_pooling_reads_the_same_history_for_every_prefix(
 ) -> None:
     model = _joint(spec, items, batch, lookup, retrieval_query="pool").eval()
     users = model.user_side(batch)
-    read = model._pooled(users, batch.request_R)
+    read = model.pooled(users, batch.request_R)
     assert torch.equal(read[batch.request_R == 1], read[batch.request_R == 1][:1].expand_as(read[batch.request_R == 1]))
 
 
