@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 WITH_JAVA = JAVA_HOME="$$(scripts/ensure_java.sh)"
 
-.PHONY: help setup java retrain up down e2e test check lint types contracts unit integration image-test benchmarks chaos lock clean
+.PHONY: help setup java retrain up down e2e test check lint types contracts unit integration image-test benchmarks bench-retrieval bench-serving bench-churn chaos lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -38,8 +38,7 @@ down: $(STAMP)  ## stop them; the data stay, unless ARGS=--purge
 e2e: setup  ## the daily run through the REST API of what `make up` started
 	@$(WITH_JAVA) DIG_E2E_HOME="$${DIG_E2E_HOME:-.dig}" $(BIN)/pytest tests/integration/test_live.py
 
-test: setup lint types contracts  ## every check: lint, types, import contracts, unit and integration tests
-	@$(WITH_JAVA) $(BIN)/pytest
+test: check integration  ## every check: lint, types, import contracts, unit and integration tests
 
 check: setup lint types contracts unit  ## the quick part of `make test`, under two minutes
 
@@ -53,7 +52,7 @@ contracts: $(STAMP)
 	@$(BIN)/lint-imports
 
 unit: $(STAMP)
-	@$(BIN)/pytest -m "not slow" -q
+	@$(BIN)/pytest -m "not slow" -q -n 2 --dist loadfile
 
 integration: setup
 	@$(WITH_JAVA) $(BIN)/pytest -m slow
@@ -67,6 +66,15 @@ benchmarks: setup  ## the scripts of benchmarks/ that need no server, after `mak
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.crosses
 	@$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 -m benchmarks.training
 	@$(BIN)/python -m benchmarks.quality
+
+bench-retrieval: setup  ## retrieval at 10k to 10M items beside six other ways; tables and plots in benchmarks/results
+	@$(BIN)/python -m benchmarks.retrieval $(ARGS)
+
+bench-serving: setup  ## requests a second and latencies with index switches, after `make retrain`; needs wrk
+	@$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-churn: setup  ## share of items that change their SID from day to day; needs the lake up to the last day
+	@$(BIN)/python -m benchmarks.churn $(ARGS)
 
 lock:  ## write requirements.lock anew from what the environment holds
 	@{ grep '^#' requirements.lock; $(BIN)/python -m pip freeze --exclude-editable | sed -e 's/+cpu$$//'; } > requirements.lock.new
