@@ -19,18 +19,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from dig_models.config import ModelConfig
 from dig_models.dig import Dig
 from dig_models.faults import reached
-from dig_models.features import FeatureSpec
+from dig_models.features import FeatureSpec, FeatureSpecMismatch
 from dig_models.files import naming_full_disk, replace_text, sync_tree
 from dig_models.items import ItemTable
 from dig_models.quantize.known import KnownSids
 
 FORMAT = 1
 WEIGHTS, SETTINGS, ITEMS, RESERVED = "model.safetensors", "model.json", "items.parquet", "reserved.parquet"
+CODES = "code_NL"
+_RANDOM = {"normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_", "trunc_normal_"}
 
 
 class BundleError(ValueError):
@@ -54,7 +59,7 @@ class Bundle:
     model: Dig
     spec: FeatureSpec
     items: ItemTable
-    codes_NL: NDArray[np.int64]
+    codes_NL: NDArray[np.signedinteger[Any]]
     info: dict[str, Any]
 
     @property
@@ -79,17 +84,42 @@ def save_bundle(path: str | Path, model: Dig, items: ItemTable, info: dict[str, 
     if bool(model.quantizer.built):
         model.code_NL.copy_(model.codes(model.encode_catalogue()))
         model.code_NL[0] = -1
-    reserved = model.reserved.without(items.hash_N[1:])
-    files = [WEIGHTS, ITEMS, *([RESERVED] if len(reserved) else [])]
-    (path / RESERVED).unlink(missing_ok=True)
     with naming_full_disk(path):
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path / WEIGHTS)
-        reached("bundle.weights_written")
+        _save_weights(path, model.state_dict())
         pq.write_table(items_to_arrow(items, model.spec, model.code_NL.cpu().numpy()), path / ITEMS)
-        if len(reserved):
-            pq.write_table(_sids_to_arrow(reserved), path / RESERVED)
+        reserve = _save_reserved(path, model.reserved.without(items.hash_N[1:]))
         reached("bundle.items_written")
     sync_tree(path)
+    _save_settings(path, model, info, (WEIGHTS, ITEMS, *reserve))
+    return path
+
+
+def save_network(path: Path, model: Dig, info: dict[str, Any], reserved: KnownSids) -> None:
+    """Write a model whose catalogue is kept elsewhere: weights, settings, and the SIDs in reserve for items outside that catalogue."""
+    path.mkdir(parents=True, exist_ok=True)
+    with naming_full_disk(path):
+        _save_weights(path, {name: value for name, value in model.state_dict().items() if name != CODES})
+        reserve = _save_reserved(path, reserved)
+    sync_tree(path)
+    _save_settings(path, model, info, (WEIGHTS, *reserve))
+
+
+def _save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path / WEIGHTS)
+    reached("bundle.weights_written")
+
+
+def _save_reserved(path: Path, sids: KnownSids) -> tuple[str, ...]:
+    """Names of the files that hold them: none if there are none."""
+    (path / RESERVED).unlink(missing_ok=True)
+    if not len(sids):
+        return ()
+    codes = {f"s_{level + 1}": pa.array(sids.code_XL[:, level].astype(np.int32)) for level in range(sids.levels)}
+    pq.write_table(pa.table({"item_hash": pa.array(sids.hash_X), **codes}), path / RESERVED)
+    return (RESERVED,)
+
+
+def _save_settings(path: Path, model: Dig, info: dict[str, Any], files: tuple[str, ...]) -> None:
     settings = {
         "format": FORMAT,
         "model": model.config.model_dump(mode="json"),
@@ -100,7 +130,45 @@ def save_bundle(path: str | Path, model: Dig, items: ItemTable, info: dict[str, 
         "sha256": {name: _sha256(path / name) for name in files},
     }
     replace_text(path / SETTINGS, json.dumps(settings, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    return path
+
+
+def load_network(path: Path) -> tuple[Dig, dict[str, Any]]:
+    """The model that ``save_network`` wrote, its weights memory-mapped, and the run's information; checksums are the caller's business.
+
+    The time it takes does not grow with the weights. The model has no catalogue, and does not know the SIDs in reserve: they are not
+    needed to serve; ``read_reserved`` reads them.
+
+    Raises:
+        BundleError: a file is missing or cannot be read.
+        BundleMismatch: its settings or weights do not fit this version of the code.
+        FeatureSpecMismatch: the spec is not the one that the digest beside it stands for.
+    """
+    settings = _settings(path)
+    try:
+        own = FeatureSpec.model_validate(settings["spec"])
+        own.require(settings["spec_digest"], f"model {path}")
+        with _Unset():
+            model = Dig(ModelConfig.model_validate(settings["model"]), own, seed=int(settings["seed"]))
+        missing, unknown = model.load_state_dict(load_file(path / WEIGHTS), strict=False, assign=True)
+        if unknown or set(missing) != {CODES}:
+            raise RuntimeError(f"weights missing: {', '.join(set(missing) - {CODES}) or 'none'}; unknown: {', '.join(unknown) or 'none'}")
+        model.eval()
+        return model, dict(settings["info"])
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{path / WEIGHTS}: cannot be read as weights: {str(error).splitlines()[0]}") from None
+    except FeatureSpecMismatch:
+        raise
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
+        raise BundleMismatch(f"model {path}: made by another version of the code, whose model does not fit this one: {reason}") from None
+
+
+class _Unset(TorchFunctionMode):
+    """Leaves out the random start of weights that are about to be replaced; it would take longer than all else."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return (*args, kwargs.get("tensor"))[0] if getattr(func, "__name__", "") in _RANDOM else func(*args, **kwargs)
 
 
 def load_bundle(path: str | Path, spec: FeatureSpec | None = None) -> Bundle:
@@ -149,6 +217,19 @@ def read_sids(path: str | Path) -> KnownSids:
     return _sids_from_arrow(pq.read_table(path / ITEMS)).over(_reserved(path, settings))
 
 
+def read_reserved(path: Path) -> KnownSids:
+    """SIDs of items outside the catalogue, of a bundle or of what ``save_network`` wrote; checksums are the caller's business.
+
+    Raises:
+        BundleError: a file is missing or holds no SIDs.
+    """
+    settings = _settings(path)
+    try:
+        return _reserved(path, settings)
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise BundleError(f"{path / RESERVED}: cannot be read as SIDs of items: {str(error).splitlines()[0]}") from None
+
+
 def _check(path: Path, settings: dict[str, Any], names: Iterable[str]) -> None:
     for name in names:
         if not (path / name).is_file():
@@ -162,11 +243,6 @@ def _reserved(path: Path, settings: dict[str, Any]) -> KnownSids:
     if RESERVED not in settings["sha256"]:
         return KnownSids.none(int(settings["model"]["levels"]))
     return _sids_from_arrow(pq.read_table(path / RESERVED))
-
-
-def _sids_to_arrow(sids: KnownSids) -> pa.Table:
-    codes = {f"s_{level + 1}": pa.array(sids.code_XL[:, level].astype(np.int32)) for level in range(sids.levels)}
-    return pa.table({"item_hash": pa.array(sids.hash_X), **codes})
 
 
 def _sids_from_arrow(table: pa.Table) -> KnownSids:
@@ -196,9 +272,9 @@ def _sha256(path: Path) -> str:
 def items_to_arrow(items: ItemTable, spec: FeatureSpec, code_NL: NDArray[np.int64]) -> pa.Table:
     """Rows ``1..N-1`` of an item table as columns that ``ItemTable.from_arrow`` reads back, with ``s_1..s_L``."""
     columns: dict[str, Any] = {
-        "item_id": pa.array(items.id_N[1:].tolist(), pa.string()),
+        "item_id": pa.array(items.id_N[1:], pa.string()),
         "item_hash": pa.array(items.hash_N[1:]),
-        "name": pa.array(items.name_N[1:].tolist(), pa.string()),
+        "name": pa.array(items.name_N[1:], pa.string()),
     }
     for field in spec.item_fields:
         if field.kind == "numeric":

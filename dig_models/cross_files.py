@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dig_models.arrays import ArrayError, open_npy
 from dig_models.config import Strict
 from dig_models.features import SECONDS_PER_DAY, FeatureSpec
 
@@ -233,11 +234,7 @@ def open_array(path: Path, meta: CrossMeta, name: str) -> NDArray[Any]:
     file, expected = path / f"{name}.npy", meta.arrays.get(name)
     if expected is None:
         raise CrossArraysError(f"{path / META}: array {name!r} is not listed; {REBUILD}")
-    mode = None if 0 in expected.shape else "r"
     try:
-        array: NDArray[Any] = np.load(file, mmap_mode=mode, allow_pickle=False)  # type: ignore[arg-type]
-    except (OSError, ValueError, EOFError) as error:
-        raise CrossArraysError(f"{file}: missing, truncated or no array ({error}); {REBUILD}") from None
-    if array.dtype.str != expected.dtype or array.shape != expected.shape:
-        raise CrossArraysError(f"{file}: {array.dtype.str} {array.shape} found, {expected.dtype} {expected.shape} expected; {REBUILD}")
-    return array
+        return open_npy(file, np.dtype(expected.dtype), expected.shape)
+    except (ArrayError, TypeError) as error:
+        raise CrossArraysError(f"missing, truncated or no array: {error}; {REBUILD}") from None

@@ -31,7 +31,7 @@ class _Shard:
     """Events of one u2i key and user shard, memory-mapped; ``dig_models.cross_files`` says what each array holds.
 
     Attributes:
-        item_key_N: index into ``keys`` of each item's key, -1 if no user of the shard has it.
+        key_N: key hash of each item; 0 = missing.
     """
 
     users: Ints
@@ -42,13 +42,17 @@ class _Shard:
     cum: NDArray[np.float64]
     first_second: int
     span: int
-    item_key_N: NDArray[np.int32]
+    key_N: Ints
 
     @classmethod
     def open(cls, path: Path, meta: CrossMeta, key: str, shard: int, key_N: Ints) -> _Shard:
         arrays = {part: open_array(path, meta, u2i_name(key, shard, part)) for part in ("users", "start", "keys", "group", "place", "cum")}
-        item_key_N = np.where(key_N == 0, -1, find(arrays["keys"], key_N)).astype(np.int32)
-        return cls(**arrays, first_second=meta.first_second, span=meta.span, item_key_N=item_key_N)
+        return cls(**arrays, first_second=meta.first_second, span=meta.span, key_N=key_N)
+
+    @cached_property
+    def item_key_N(self) -> NDArray[np.int32]:
+        """Index into ``keys`` of each item's key, -1 if no user of the shard has it; looked up when first asked for."""
+        return np.where(self.key_N == 0, -1, find(self.keys, self.key_N)).astype(np.int32)
 
     def groups(self, user_Q: Ints, run_P: Ints, item_P: Ints) -> Ints:
         """Group of each pair, ``(P,)``; -1 if the user has no event with the item's key."""
@@ -110,9 +114,8 @@ class CrossStore:
         self._shards: dict[tuple[int, int], _Shard] = {}
         self._pop = [open_array(path, meta, f"pop.{w}") for w in spec.windows]
         self._pop_days: Ints = np.asarray(open_array(path, meta, "pop.days"))
-        known = open_array(path, meta, "pop.items")
-        self._columns = len(known)
-        self._pop_column_N = np.where(items.hash_N == items.hash_N[0], -1, find(known, items.hash_N))
+        self._pop_items: Ints = open_array(path, meta, "pop.items")
+        self._columns = len(self._pop_items)
 
     @classmethod
     def open(cls, path: str | Path, spec: FeatureSpec, keys: ItemTable) -> CrossStore:
@@ -230,6 +233,12 @@ class CrossStore:
         hashes = part.keys[np.unique(part.group[np.unique(group_R[ts_R < ts])] % max(len(part.keys), 1))]
         item_rows = self._items.rows(hashes)
         return item_rows[item_rows > 0]
+
+    @cached_property
+    def _pop_column_N(self) -> Ints:
+        """Column of each item in the popularity arrays, -1 if they do not know it; looked up when first asked for."""
+        hash_N = self._items.hash_N
+        return np.where(hash_N == hash_N[0], -1, find(self._pop_items, hash_N))
 
     @cached_property
     def _offers(self) -> _Offers:

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,6 +27,7 @@ from dig_models.items import ItemTable
 from dig_models.nn.attention import HistoryAttention, RowLayout, UserSide
 from dig_models.nn.embedding import FieldEmbedding
 from dig_models.nn.mixer import Mixer
+from dig_models.nn.mlp import SkipMlp, U2tHead
 from dig_models.nn.norm import CorpusNorm, DomainNorm, all_reduce, commit_moments
 from dig_models.quantize.known import KnownSids
 from dig_models.quantize.residual import ResidualQuantizer, collision_rate, usage
@@ -48,7 +50,7 @@ class Dig(nn.Module):
     a resumed run draws what an uninterrupted one would.
 
     Attributes:
-        items: the catalogue in force.
+        items: the catalogue in force; ``known_ND`` its embeddings, where they are stored with it (``index.encode.adopt``).
         code_NL: its codes as of the last ``build_codebooks`` or ``update_codebooks``; -1 where not known.
         reset_rows: rows of ``quantizer.semantic.weight`` that the last ``update_codebooks`` reset; their optimizer moments
             should be zeroed (``quantize.residual.zero_moments``).
@@ -72,9 +74,9 @@ class Dig(nn.Module):
             raise ValueError(f"user and context fields must be categorical, but {', '.join(wrong)} is not: declare buckets for it")
         self.item_fields = FieldEmbedding(spec.item_fields, dim)
         self.user_fields = FieldEmbedding(users, dim)
-        self.encoder = _SkipMlp(self.item_fields.width, config.encoder_hidden, dim)
+        self.encoder = SkipMlp(self.item_fields.width, config.encoder_hidden, dim)
         self.corpus_norm = CorpusNorm(dim)
-        self.user_tower = _SkipMlp(self.user_fields.width + dim, 2 * dim, dim)
+        self.user_tower = SkipMlp(self.user_fields.width + dim, 2 * dim, dim)
         self.attention = HistoryAttention(dim, config.heads)
         self.pool_query = nn.Linear(dim, dim) if config.retrieval_query == "pool" else None
         self.quantizer = ResidualQuantizer(config.levels, config.codes, dim, config.ema_decay, config.dead_code_steps)
@@ -89,7 +91,7 @@ class Dig(nn.Module):
         # Kept in units of BIAS_GAIN: base rates must follow within a few hundred steps of an optimizer that moves by its rate.
         self.rank_bias = nn.Parameter(torch.zeros(DOMAINS))
         self.recall_bias = nn.Parameter(torch.zeros(DOMAINS))
-        self.u2t_head = _U2tHead(dim, width)
+        self.u2t_head = U2tHead(dim, width)
         offsets = [self.user_fields.offset[f.name] for f in users]
         self.register_buffer("user_offset_F", torch.tensor(offsets, dtype=torch.int64), persistent=False)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
@@ -98,6 +100,7 @@ class Dig(nn.Module):
         self.register_buffer("item_index_NJ", torch.zeros((0, 0), dtype=torch.int64), persistent=False)
         self.register_buffer("item_number_NQ", torch.zeros((0, 0)), persistent=False)
         self.items: ItemTable | None = None
+        self.known_ND: Tensor | None = None
         self.settled = False
         self.reserved = KnownSids.none(config.levels)
         self.reset_rows = torch.zeros(0, dtype=torch.int64)
@@ -111,24 +114,29 @@ class Dig(nn.Module):
         Raises:
             ValueError: a field of the spec is missing, or a bucket is out of range.
         """
+        if items is self.items and self.known_ND is not None:
+            return
         index_NJ, number_NQ = self.item_fields.pack(items.fields, items.numbers)
-        code_NL = torch.from_numpy(self.reserved.find(items.hash_N))
-        if self.items is not None and len(self.code_NL):
-            at_N = torch.from_numpy(self.items.rows(items.hash_N))
-            own_NL = self.code_NL.cpu()[at_N]
-            code_NL = torch.where((at_N > 0).unsqueeze(1) & (own_NL >= 0), own_NL, code_NL)
-        self.items = items
+        code_NL = self.codes_held(items.hash_N)
+        self.items, self.known_ND = items, None
         device = self.step.device
         self.item_index_NJ, self.item_number_NQ = index_NJ.to(device), number_NQ.to(device)
         self.code_NL = code_NL.to(device)
         self._buckets = None
 
+    def codes_held(self, hash_M: NDArray[np.int64]) -> Tensor:
+        """Codes that items have by now, ``(M, L)``: in the catalogue, else in reserve; -1 for one that has none."""
+        reserved_ML = torch.from_numpy(self.reserved.find(hash_M))
+        if self.items is None or not len(self.code_NL):
+            return reserved_ML
+        row_M = torch.from_numpy(self.items.rows(hash_M))
+        own_ML = self.code_NL.cpu()[row_M]
+        return torch.where((row_M > 0).unsqueeze(1) & (own_ML >= 0), own_ML, reserved_ML)
+
     def encode_items(self, item_M: Tensor) -> Tensor:
         """``e_v`` of rows of the item table, ``(M,) -> (M, D)``: static fields only, standardised over the catalogue."""
-        return self._encode(item_M, None)
-
-    def _encode(self, item_M: Tensor, masked_M: Tensor | None) -> Tensor:
-        out: Tensor = self.corpus_norm(self._raw_encode(item_M, masked_M))
+        known_ND = self.known_ND
+        out: Tensor = self.corpus_norm(self._raw_encode(item_M)) if known_ND is None else known_ND.index_select(0, item_M)
         return out
 
     def _raw_encode(self, item_M: Tensor, masked_M: Tensor | None = None) -> Tensor:
@@ -143,6 +151,8 @@ class Dig(nn.Module):
     @torch.no_grad()
     def encode_catalogue(self) -> Tensor:
         """``e_v`` of every row of the catalogue, ``(N, D)``; no gradient, no dropout, in chunks."""
+        if self.known_ND is not None:
+            return self.known_ND
         rows = torch.arange(len(self.item_index_NJ), device=self.step.device)
         return torch.cat([self.encode_items(chunk) for chunk in torch.split(rows, CATALOGUE_CHUNK)])
 
@@ -341,7 +351,7 @@ class Dig(nn.Module):
             self._prepare(batch)
         member_RS = _member((batch.source_R != SOURCE_EXPOSED).long())
         item_M, at_X = torch.unique(torch.cat([batch.item_R, batch.history_BH.flatten()]), return_inverse=True)
-        e_MD = self._encode(item_M, self._masked(len(item_M)))
+        e_MD = self.corpus_norm(self._raw_encode(item_M, self._masked(len(item_M))))
         at_R, at_BH = at_X[: batch.rows], at_X[batch.rows :]
         ranked_MD = e_MD if self.config.rank_gradient_to_encoder else e_MD.detach()
         e_BHD = ranked_MD.index_select(0, at_BH).view(*batch.history_BH.shape, -1)
@@ -456,34 +466,6 @@ class Dig(nn.Module):
         self.rank_bias.copy_(torch.where(count_S > 0, bias_S, bias_S[count_S > 0].mean() if bool((count_S > 0).any()) else 0.0))
         self.recall_bias.copy_(self.rank_bias)
         self.biased.fill_(True)
-
-
-class _SkipMlp(nn.Module):
-    """``W_2 silu(W_1 x) + S x``."""
-
-    def __init__(self, width: int, hidden: int, out: int) -> None:
-        super().__init__()
-        self.hidden = hidden
-        self.first, self.second = nn.Linear(width, hidden + out), nn.Linear(hidden, out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        both = self.first(x)
-        out: Tensor = self.second(F.silu(both[:, : self.hidden])) + both[:, self.hidden :]
-        return out
-
-
-class _U2tHead(nn.Module):
-    """MLP_u2t; the user's half of the first layer is computed once per request."""
-
-    def __init__(self, dim: int, crosses: int) -> None:
-        super().__init__()
-        self.user, self.prefix = nn.Linear(dim, 2 * dim), nn.Linear(dim, 2 * dim, bias=False)
-        self.out = nn.Linear(2 * dim, crosses)
-
-    def forward(self, user_BU: Tensor, request_R: Tensor, prefix_RLD: Tensor) -> Tensor:
-        user_R1X = self.user(user_BU).index_select(0, request_R).unsqueeze(1)
-        out: Tensor = self.out(F.silu(user_R1X + self.prefix(prefix_RLD)))
-        return out
 
 
 def _member(domain_R: Tensor) -> Tensor:

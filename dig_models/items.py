@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dig_models.features import FeatureSpec
+from dig_models.arrays import Strings
+from dig_models.features import FeatureSpec, FieldSpec
+
+UNKNOWN = "(unknown)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,17 +21,16 @@ class ItemTable:
 
     Attributes:
         hash_N: int64 item hashes; ``hash_N[0]`` is the smallest int64 and never a real item's.
-        id_N: item ids (object), ``""`` in row 0.
-        name_N: display names (object).
-        fields: per categorical field int64 ``(N,)``; per multi-valued or text field int64 ``(N, width)`` padded with 0.
+        id_N: item ids, ``""`` in row 0; ``name_N`` display names. Object arrays, or ``Strings``, which may be memory-mapped.
+        fields: per categorical field integers ``(N,)``; per multi-valued or text field ``(N, width)`` padded with 0.
         numbers: per numeric field float32 ``(N,)``, 0 where missing.
         key_KN: int64 hashes of the u2i key values ``(K, N)``, in ``spec.u2i_keys`` order; 0 = missing.
     """
 
     hash_N: NDArray[np.int64]
-    id_N: NDArray[np.object_]
-    name_N: NDArray[np.object_]
-    fields: dict[str, NDArray[np.int64]]
+    id_N: NDArray[np.object_] | Strings
+    name_N: NDArray[np.object_] | Strings
+    fields: dict[str, NDArray[Any]]
     numbers: dict[str, NDArray[np.float32]]
     key_KN: NDArray[np.int64]
 
@@ -41,31 +44,17 @@ class ItemTable:
         Raises:
             ValueError: two rows share an item hash.
         """
-        hash_M = table.column("item_hash").to_numpy().astype(np.int64)
-        order = np.argsort(hash_M, kind="stable")
-        table, hash_M = table.take(pa.array(order)), hash_M[order]
-        same = np.flatnonzero(hash_M[1:] == hash_M[:-1])
-        if len(same):
-            raise ValueError(f"item_features: item_hash {hash_M[same[0]]} stands for two items; item ids must be distinct")
-        fields: dict[str, NDArray[np.int64]] = {}
-        numbers: dict[str, NDArray[np.float32]] = {}
-        for field in spec.item_fields:
-            column = table.column(field.column).combine_chunks()
-            if field.kind == "numeric":
-                raw = column.to_numpy(zero_copy_only=False).astype(np.float32)
-                numbers[field.name] = np.concatenate([[np.float32(0)], np.nan_to_num(raw)]).astype(np.float32)
-            elif field.kind in ("multi", "text"):
-                fields[field.name] = _padded(column)
-            else:
-                fields[field.name] = np.concatenate([[0], column.to_numpy(zero_copy_only=False)]).astype(np.int64)
-        keys = [np.concatenate([[0], table.column(f"k_{k}").to_numpy()]).astype(np.int64) for k in spec.u2i_keys]
+        order, hash_N = sorted_hashes(table.column("item_hash"))
+        table = table.take(pa.array(order))
+        columns = {field.name: field_column(table.column(field.column), field) for field in spec.item_fields}
+        numeric = {field.name for field in spec.item_fields if field.kind == "numeric"}
         return cls(
-            hash_N=np.concatenate([[np.iinfo(np.int64).min], hash_M]),
-            id_N=np.array(["", *table.column("item_id").to_pylist()], dtype=object),
-            name_N=np.array(["(unknown)", *table.column("name").to_pylist()], dtype=object),
-            fields=fields,
-            numbers=numbers,
-            key_KN=np.stack(keys),
+            hash_N=hash_N,
+            id_N=Strings.from_arrow(table.column("item_id"), first=""),
+            name_N=Strings.from_arrow(table.column("name"), first=UNKNOWN),
+            fields={name: column for name, column in columns.items() if name not in numeric},
+            numbers={name: column for name, column in columns.items() if name in numeric},
+            key_KN=np.stack([key_column(table.column(f"k_{k}")) for k in spec.u2i_keys]),
         )
 
     def rows(self, hash_P: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -73,6 +62,37 @@ class ItemTable:
         at = np.searchsorted(self.hash_N, hash_P)
         at[at == len(self.hash_N)] = 0
         return np.where(self.hash_N[at] == hash_P, at, 0)
+
+
+def sorted_hashes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Order of the rows of ``item_features`` by item hash, and ``hash_N``.
+
+    Raises:
+        ValueError: two rows share an item hash.
+    """
+    hash_M = column.to_numpy().astype(np.int64)
+    order = np.argsort(hash_M, kind="stable")
+    hash_N = np.concatenate([[np.iinfo(np.int64).min], hash_M[order]])
+    same = np.flatnonzero(hash_N[2:] == hash_N[1:-1])
+    if len(same):
+        raise ValueError(f"item_features: item_hash {hash_N[1 + same[0]]} stands for two items; item ids must be distinct")
+    return order, hash_N
+
+
+def field_column(column: pa.ChunkedArray, field: FieldSpec) -> NDArray[Any]:
+    """A column of ``item_features`` (rows in order) as the array of a field, row 0 included."""
+    whole = column.combine_chunks()
+    if field.kind == "numeric":
+        raw = whole.to_numpy(zero_copy_only=False).astype(np.float32)
+        return np.concatenate([[np.float32(0)], np.nan_to_num(raw)]).astype(np.float32)
+    if field.kind in ("multi", "text"):
+        return _padded(whole)
+    return np.concatenate([[0], whole.to_numpy(zero_copy_only=False)]).astype(np.int64)
+
+
+def key_column(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """A column of key hashes (rows in order), row 0 included."""
+    return np.concatenate([[0], column.to_numpy()]).astype(np.int64)
 
 
 def _padded(column: pa.Array) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from dig_models.arrays import Strings
 from dig_models.features import SECONDS_PER_DAY
 from dig_models.index.generation import IndexCorrupt, IndexMissing
 from dig_models.serve.service import InvalidQuery, Reply, Search, Service
@@ -148,7 +149,7 @@ def rank(config: Config, user: str, items: Sequence[str]) -> Answer:
     return Recommender.open(config).rank(user, items)
 
 
-def _history(requests: RequestTable, at: int, id_N: NDArray[Any], name_N: NDArray[Any]) -> tuple[Past, ...]:
+def _history(requests: RequestTable, at: int, id_N: NDArray[Any] | Strings, name_N: NDArray[Any] | Strings) -> tuple[Past, ...]:
     part = slice(int(requests.history_start[at]), int(requests.history_start[at + 1]))
     return tuple(
         Past(day=date(1970, 1, 1) + timedelta(days=int(ts) // SECONDS_PER_DAY), item_id=str(id_N[row]), name=str(name_N[row]))

@@ -18,10 +18,10 @@ from typing import Any
 from dig_models.bundle import BundleError, load_bundle
 from dig_models.cross_files import CrossArraysError
 from dig_models.index import generation as g
+from dig_models.index.catalogue import spill_items
 from dig_models.index.diff import unaligned_churn
 from dig_models.index.verify import Verified, verify
-from dig_models.index.writer import Release, build, locked
-from dig_models.items import ItemTable
+from dig_models.index.writer import Release, build, locked, scratch
 from jobs import registry, runs
 from jobs.config import Config
 from jobs.entry import Invocation, JobError, run
@@ -95,8 +95,14 @@ def chosen(config: Config, day: date, version: str | None) -> registry.ModelRef:
     return champion
 
 
-def release_of(config: Config, day: date, model: registry.ModelRef) -> Release:
+def release_of(config: Config, day: date, model: registry.ModelRef, scratch: Path) -> Release:
     """A version with the catalogue, user state and cross arrays of a day.
+
+    Args:
+        config: settings in force.
+        day: the day.
+        model: the version.
+        scratch: an empty folder, where the catalogue is kept while it is needed: it is read a column at a time.
 
     Raises:
         MissingPartition: some table of that day was not built.
@@ -111,7 +117,7 @@ def release_of(config: Config, day: date, model: registry.ModelRef) -> Release:
         model_name=model.name,
         model_version=model.version,
         bundle=bundle,
-        items=ItemTable.from_arrow(lake.read_arrow("item_features", [day]), spec),
+        items=spill_items(lambda name: lake.read_arrow("item_features", [day], [name]).column(name), spec, scratch),
         user_state=lake.read_arrow("user_state", [day]),
         cross_arrays=lake.folder("cross_arrays", day),
     )
@@ -126,10 +132,10 @@ def build_index(config: Config, day: date, model: registry.ModelRef, *, allow_ol
     """
     root = index_root(config)
     try:
-        with locked(root):
+        with locked(root), scratch(root) as folder:
             guard(root, day, model, allow_older=allow_older)
             emit("index", 0, STEPS)
-            release = release_of(config, day, model)
+            release = release_of(config, day, model, folder)
             emit("index", 1, STEPS)
             generation = build(root, release)
             emit("index", 2, STEPS, generation=generation)

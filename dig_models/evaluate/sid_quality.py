@@ -93,7 +93,12 @@ def balance(count_K: NDArray[np.integer]) -> float:
 
 def sid_keys(code_NL: Codes) -> NDArray[np.int64]:
     """One number per distinct SID, ``(N, L) -> (N,)``, 0 .. distinct - 1."""
-    _, key_N = np.unique(code_NL, axis=0, return_inverse=True)
+    base = int(code_NL.max(initial=0)) + 1
+    if code_NL.min(initial=0) < 0 or base ** code_NL.shape[1] >= 1 << 63:  # else one number a SID, which sorts as the SIDs do
+        _, key_N = np.unique(code_NL, axis=0, return_inverse=True)
+    else:
+        number_N = code_NL.astype(np.int64) @ (base ** np.arange(code_NL.shape[1] - 1, -1, -1, dtype=np.int64))
+        _, key_N = np.unique(number_N, return_inverse=True)
     return key_N.reshape(-1).astype(np.int64)
 
 
@@ -184,24 +189,20 @@ def churn(old_hash_M: NDArray[np.int64], old_ML: Codes, new_hash_N: NDArray[np.i
     by_prefix = so_far.mean(axis=0)
     first = np.diff(so_far.sum(axis=0), prepend=0) / len(so_far)
     # Whole generations here: an item that came or went changes a posting list too.
-    lists = _posting_lists(old_hash_M, old_ML), _posting_lists(new_hash_N, new_NL)
-    either = lists[0].keys() | lists[1].keys()
-    differ = sum(lists[0].get(sid) != lists[1].get(sid) for sid in either)
+    sid_X = sid_keys(np.concatenate([old_ML, new_NL]))
+    item_X = np.concatenate([old_hash_M, new_hash_N])
+    order = np.lexsort((item_X, sid_X))
+    sid_X, item_X = sid_X[order], item_X[order]
+    twice = np.concatenate([[False], (sid_X[1:] == sid_X[:-1]) & (item_X[1:] == item_X[:-1]), [False]])
+    differ = len(np.unique(sid_X[~(twice[1:] | twice[:-1])]))  # of postings that only one generation has
     return Churn(
         items=len(old_at),
         rate=float(by_prefix[-1]),
         first=tuple(float(x) for x in first),
         levels=tuple(float(x) for x in changed.mean(axis=0)),
         prefixes=tuple(float(x) for x in by_prefix),
-        posting_lists=differ / len(either),
+        posting_lists=differ / (int(sid_X.max()) + 1),
     )
-
-
-def _posting_lists(hash_N: NDArray[np.int64], code_NL: Codes) -> dict[tuple[int, ...], frozenset[int]]:
-    lists: dict[tuple[int, ...], set[int]] = {}
-    for item, sid in zip(hash_N.tolist(), code_NL.tolist(), strict=True):
-        lists.setdefault(tuple(sid), set()).add(item)
-    return {sid: frozenset(items) for sid, items in lists.items()}
 
 
 def severity(code_NL: Codes, embedding_ND: Floats, *, max_items: int = 2000, seed: int = 0) -> list[dict[str, float]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +18,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dig_models.arrays import ArrayError, Strings, open_npy
 from dig_models.evaluate.sid_quality import churn
 from dig_models.features import FeatureSpec, FieldSpec
 from dig_models.index import generation as g
+from dig_models.index.catalogue import field_file
+from dig_models.index.maps import sid_column
 from dig_models.quantize.align import inverse, renamed
 
 log = logging.getLogger(__name__)
 ADDED, REMOVED, MOVED = "added", "removed", "moved"
 FEW = 64
-SETTINGS, ITEMS = "model.json", "items.parquet"  # of the bundle, whose module loads torch
+SETTINGS = "model.json"  # of the model, whose module loads torch
 Values = Mapping[int, str]
 
 
@@ -40,10 +42,10 @@ class Sids:
     """SIDs of a generation's items.
 
     Attributes:
-        id_M: item ids (object), ``hash_M`` int64 item hashes, ``code_ML`` int64 codes.
+        id_M: item ids, ``hash_M`` int64 item hashes, ``code_ML`` int64 codes.
     """
 
-    id_M: NDArray[np.object_]
+    id_M: Strings
     hash_M: NDArray[np.int64]
     code_ML: NDArray[np.int64]
 
@@ -59,7 +61,7 @@ class Sids:
             table = pq.read_table(path, partitioning=None)
             names = sorted((n for n in table.column_names if n.startswith("s_")), key=lambda n: int(n[2:]))
             return cls(
-                id_M=np.array(table.column("item_id").to_pylist(), dtype=object),
+                id_M=Strings.from_arrow(table.column("item_id")),
                 hash_M=table.column("item_hash").to_numpy().astype(np.int64),
                 code_ML=np.stack([table.column(n).to_numpy().astype(np.int64) for n in names], axis=1),
             )
@@ -79,23 +81,35 @@ def changes(old: Sids | None, new: Sids) -> pa.Table:
 
     ``level`` is the first level (from 1) whose code changed, null unless the item moved; a missing SID is null.
     """
-    before = {} if old is None else dict(zip(old.id_M.tolist(), sid_text(old.code_ML), strict=True))
-    after = dict(zip(new.id_M.tolist(), sid_text(new.code_ML), strict=True))
-    rows = []
-    for item in sorted(before.keys() | after.keys()):
-        was, now = before.get(item), after.get(item)
-        if was != now:
-            change = ADDED if was is None else REMOVED if now is None else MOVED
-            rows.append((item, change, _first_change(was, now) if was and now else None, was, now))
-    names = ("item_id", "change", "level", "old_sid", "new_sid")
-    types = (pa.string(), pa.string(), pa.int32(), pa.string(), pa.string())
-    columns = zip(*rows, strict=True) if rows else ((),) * len(names)
-    return pa.table({n: pa.array(list(c), t) for n, c, t in zip(names, columns, types, strict=True)})
+    old = old or Sids(id_M=Strings.of([]), hash_M=new.hash_M[:0], code_ML=new.code_ML[:0])
+    _, was_C, now_C = np.intersect1d(old.hash_M, new.hash_M, assume_unique=True, return_indices=True)
+    level_C = _first_changes(old.code_ML[was_C], new.code_ML[now_C])
+    moved = level_C > 0
+    was, now, level = was_C[moved], now_C[moved], level_C[moved]
+    gone, came = np.setdiff1d(np.arange(len(old.hash_M)), was_C), np.setdiff1d(np.arange(len(new.hash_M)), now_C)
+    names, parts = ("item_id", "change", "level", "old_sid", "new_sid"), []
+    for change, ids, levels, before, after in (
+        (MOVED, new.id_M.take(now), level, old.code_ML[was], new.code_ML[now]),
+        (REMOVED, old.id_M.take(gone), None, old.code_ML[gone], None),
+        (ADDED, new.id_M.take(came), None, None, new.code_ML[came]),
+    ):
+        rows = len(ids)
+        columns = (
+            ids.to_arrow().cast(pa.string()),
+            pa.array([change] * rows, pa.string()),
+            pa.nulls(rows, pa.int32()) if levels is None else pa.array(levels, pa.int32()),
+            *(pa.nulls(rows, pa.string()) if code_ML is None else sid_column(code_ML) for code_ML in (before, after)),
+        )
+        parts.append(pa.table(dict(zip(names, columns, strict=True))))
+    return pa.concat_tables(parts).sort_by("item_id")
 
 
-def _first_change(was: str, now: str) -> int:
-    pairs = zip(was.split("-"), now.split("-"), strict=False)
-    return next((level for level, (a, b) in enumerate(pairs, 1) if a != b), min(was.count("-"), now.count("-")) + 2)
+def _first_changes(was_CL: NDArray[np.int64], now_CL: NDArray[np.int64]) -> NDArray[np.int64]:
+    """First level (from 1) whose code differs, 0 if none does; SIDs of another length differ from the first level that one lacks."""
+    shared = min(was_CL.shape[1], now_CL.shape[1])
+    differs_CL = was_CL[:, :shared] != now_CL[:, :shared]
+    otherwise = 0 if was_CL.shape[1] == now_CL.shape[1] else shared + 1
+    return np.where(differs_CL.any(axis=1), differs_CL.argmax(axis=1) + 1, otherwise)
 
 
 def counts(delta: pa.Table) -> dict[str, Any]:
@@ -201,43 +215,50 @@ def diff(
         moved={int(level): n for level, n in found[MOVED].items()},
         churn=None if moved is None else moved.as_dict(),
         postings=postings(a, b),
-        groups={name: _groups(root, (old, new), (a, b), rows, name, (values or {}).get(name, {})) for name in fields},
+        groups={name: _groups(root, (old, new), (a, b), name, (values or {}).get(name, {})) for name in fields},
         examples=moved_first.slice(0, examples).to_pylist(),
         models=(f"{manifests[0].model_name} v{manifests[0].model_version}", f"{manifests[1].model_name} v{manifests[1].model_version}"),
     )
 
 
 def postings(old: Sids, new: Sids) -> Postings:
-    """What became of the lists of items behind the SIDs."""
-    before, after = _lists(old), _lists(new)
-    both = before.keys() & after.keys()
+    """What became of the lists of items behind the SIDs: a list is another one if an item came, went, or moved from it or to it."""
+    was_M, now_M = _numbered(old.code_ML, new.code_ML)
+    was_C, now_C = _common(old, new)
+    stays_C = was_M[was_C] == now_M[now_C]
+    touched = np.concatenate([np.delete(was_M, was_C[stays_C]), np.delete(now_M, now_C[stays_C])])
+    before, after = np.unique(was_M), np.unique(now_M)
+    both = np.intersect1d(before, after, assume_unique=True)
     return Postings(
-        sids=len(before.keys() | after.keys()),
-        changed=sum(before[sid] != after[sid] for sid in both),
+        sids=len(before) + len(after) - len(both),
+        changed=len(np.intersect1d(both, touched)),
         emptied=len(before) - len(both),
         opened=len(after) - len(both),
     )
 
 
-def _lists(sids: Sids) -> dict[str, set[str]]:
-    lists: dict[str, set[str]] = {}
-    for item, sid in zip(sids.id_M.tolist(), sid_text(sids.code_ML), strict=True):
-        lists.setdefault(sid, set()).add(item)
-    return lists
+def _numbered(*codes: NDArray[np.signedinteger[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """SIDs of two generations as numbers that are equal where the SIDs are."""
+    width = max(code_ML.shape[1] for code_ML in codes)
+    padded = [np.pad(code_ML, ((0, 0), (0, width - code_ML.shape[1])), constant_values=-1) for code_ML in codes]
+    number_X = np.unique(np.concatenate(padded), axis=0, return_inverse=True)[1].reshape(-1)
+    return number_X[: len(codes[0])], number_X[len(codes[0]) :]
+
+
+def _common(old: Sids, new: Sids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the items that both have."""
+    _, was_C, now_C = np.intersect1d(old.hash_M, new.hash_M, assume_unique=True, return_indices=True)
+    return was_C, now_C
 
 
 def grouping_fields(root: Path, generation: str, by: Sequence[str] | None = None) -> list[FieldSpec]:
     """Categorical item fields of a generation's model: those named, or those with few values.
 
     Raises:
-        IndexCorrupt: its model cannot be read.
+        IndexCorrupt: its model's settings cannot be read.
         NoSuchField: a name is none of them.
     """
-    try:
-        settings = json.loads((g.generation_dir(root, generation) / g.MODEL / SETTINGS).read_text())
-        spec = FeatureSpec.model_validate(settings["spec"])
-    except (OSError, ValueError, KeyError) as error:
-        raise g.IndexCorrupt(generation, g.MODEL, expected="a model bundle", found=str(error).splitlines()[0]) from None
+    spec = _spec(root, generation)
     known = {field.name: field for field in spec.item_fields if field.kind == "categorical"}
     if by is None:
         return [field for field in known.values() if field.buckets <= FEW]
@@ -247,38 +268,48 @@ def grouping_fields(root: Path, generation: str, by: Sequence[str] | None = None
     return [known[name] for name in by]
 
 
-def _groups(root: Path, generations: tuple[str, str], sids: tuple[Sids, Sids], rows: pa.Table, field: str, values: Values) -> list[Group]:
+def _spec(root: Path, generation: str) -> FeatureSpec:
+    try:
+        settings = json.loads((g.generation_dir(root, generation) / g.MODEL / SETTINGS).read_text())
+        return FeatureSpec.model_validate(settings["spec"])
+    except (OSError, ValueError, KeyError) as error:
+        raise g.IndexCorrupt(generation, f"{g.MODEL}/{SETTINGS}", expected="settings", found=str(error).splitlines()[0]) from None
+
+
+def _groups(root: Path, generations: tuple[str, str], sids: tuple[Sids, Sids], field: str, values: Values) -> list[Group]:
     """Changes by bucket of a field; an item that is gone has the bucket that it had."""
-    old, new = (_buckets(root, generation, field) for generation in generations)
-    bucket_of = {**old, **new}
-    change = dict(zip(rows.column("item_id").to_pylist(), rows.column("change").to_pylist(), strict=True))
-    kinds: dict[int, Counter[str]] = {}
-    for item in {*sids[0].id_M.tolist(), *sids[1].id_M.tolist()}:
-        kinds.setdefault(bucket_of.get(item, 0), Counter())[change.get(item, "kept")] += 1
+    old, new = sids
+    was_M, now_M = (_buckets(root, generation, field, len(s.hash_M)) for generation, s in zip(generations, sids, strict=True))
+    was_C, now_C = _common(old, new)
+    moved_C = _first_changes(old.code_ML[was_C], new.code_ML[now_C]) > 0
+    buckets = 1 + max(int(was_M.max(initial=0)), int(now_M.max(initial=0)))
+    kept, moved, added, removed = (
+        np.bincount(bucket_X, minlength=buckets)
+        for bucket_X in (now_M[now_C[~moved_C]], now_M[now_C[moved_C]], np.delete(now_M, now_C), np.delete(was_M, was_C))
+    )
     groups = [
         Group(
             value=values.get(bucket, f"bucket {bucket}" if bucket else "(none)"),
-            common=of["kept"] + of[MOVED],
-            added=of[ADDED],
-            removed=of[REMOVED],
-            moved=of[MOVED],
+            common=int(kept[bucket] + moved[bucket]),
+            added=int(added[bucket]),
+            removed=int(removed[bucket]),
+            moved=int(moved[bucket]),
         )
-        for bucket, of in kinds.items()
+        for bucket in np.flatnonzero(kept + moved + added + removed).tolist()
     ]
     return sorted(groups, key=lambda group: (-group.moved, -group.added - group.removed, -group.common, group.value))
 
 
-def _buckets(root: Path, generation: str, field: str) -> dict[str, int]:
-    """Bucket of each item; empty if the generation's model has no such field."""
-    path = g.generation_dir(root, generation) / g.MODEL / ITEMS
-    column = FieldSpec(name=field).column
+def _buckets(root: Path, generation: str, field: str, items: int) -> NDArray[np.int32]:
+    """Bucket of each item in the order of its row; 0 if the generation's model has no such field."""
+    names = [f.name if f.kind == "categorical" else "" for f in _spec(root, generation).item_fields]
+    if field not in names:
+        return np.zeros(items, dtype=np.int32)
+    path = g.generation_dir(root, generation) / g.ITEMS / field_file(names.index(field))
     try:
-        if column not in pq.read_schema(path).names:
-            return {}
-        table = pq.read_table(path, columns=["item_id", column], partitioning=None)
-        return dict(zip(table.column("item_id").to_pylist(), table.column(column).to_pylist(), strict=True))
-    except (OSError, pa.ArrowException) as error:
-        raise g.IndexCorrupt(generation, f"{g.MODEL}/{ITEMS}", expected="a table of items", found=str(error).splitlines()[0]) from None
+        return open_npy(path, np.int32, (items + 1,))[1:]
+    except ArrayError as error:
+        raise g.IndexCorrupt(generation, f"{g.ITEMS}/{path.name}", expected=f"field {field} of the items", found=str(error)) from None
 
 
 def unaligned_churn(root: Path, manifest: g.Manifest) -> dict[str, Any] | None:
@@ -299,5 +330,5 @@ def unaligned_churn(root: Path, manifest: g.Manifest) -> dict[str, Any] | None:
         return None
     new = Sids.read(g.generation_dir(root, manifest.id), manifest.id)
     label_LK = np.array(alignment["labels"], dtype=np.int64)
-    moved = churn(old.hash_M, old.code_ML, new.hash_M, renamed(new.code_ML, inverse(label_LK)))
+    moved = churn(old.hash_M, old.code_ML, new.hash_M, renamed(new.code_ML.astype(np.int64), inverse(label_LK)))
     return None if moved is None else moved.as_dict()

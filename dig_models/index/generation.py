@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
@@ -23,9 +24,10 @@ from dig_models.config import Strict
 
 GENERATIONS, CURRENT, MANIFEST = "generations", "CURRENT", "manifest.json"
 ITEM_TO_SID, SID_TO_ITEMS, DELTA = "item_to_sid.parquet", "sid_to_items.parquet", "delta.parquet"
-TRIE, NODES, MODEL, STATE = "trie", "nodes", "model", "state"
-USER_STATE, CROSS_ARRAYS = "user_state.parquet", "cross_arrays"
-FORMAT = 1
+ITEMS, TRIE, NODES, MODEL, STATE = "items", "trie", "nodes", "model", "state"
+CROSS_ARRAYS, EMBEDDINGS = "cross_arrays", "items/embedding.npy"
+FORMAT = 2
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 _ID = re.compile(r"(?P<date>\d{4}-\d{2}-\d{2})-v(?P<version>[0-9A-Za-z_]+)-(?P<digest>[0-9a-f]{10})")
 
 
@@ -48,9 +50,11 @@ class IndexCorrupt(ValueError):
 
 
 def _inside(path: str) -> str:
-    parts = PurePosixPath(path)
-    if not path or parts.is_absolute() or ".." in parts.parts or "\\" in path or parts.as_posix() != path:
-        raise ValueError(f"path {path!r} leaves the generation folder")
+    """A path that names a file below the generation folder on every system, or a refusal: nothing is resolved, nothing is looked up."""
+    parts = path.split("/")
+    plain = all(part and not part.startswith(".") and part.partition(".")[0].lower() not in _DEVICES for part in parts)
+    if not plain or not path.isprintable() or any(c in path for c in '\\:*?"<>|') or path[-1] in ". ":
+        raise ValueError(f"path {path!r} leaves the generation folder, or is a name that some system gives a meaning")
     return path
 
 
@@ -69,17 +73,18 @@ class Manifest(Strict):
         date: the day whose catalogue and user state it serves.
         model_name: registered model; with ``model_version`` the version that made the SIDs and scores with them.
         spec: digest of the feature spec; ``codebook`` digest of the model's codebooks and semantic tables.
-        levels: SID length; ``codes``: codes per level.
+        levels: SID length; ``codes``: codes per level; ``width``: of the embeddings.
         items: items in the catalogue; ``users``: users with a state.
         quality: collisions and code use, see ``dig_models.evaluate.sid_quality``; ``churn`` against ``previous``.
         delta: number of items ``added``, ``removed`` and ``moved`` (by first changed level) against ``previous``.
         previous: the generation that CURRENT named when this one was built.
+        base: of a delta generation (new and withdrawn items alone), the whole one that it was made from; None of a whole one.
         content: SHA-256 over what the generation consists of, its first ten digits end the id.
         files: every file but the manifest, by path relative to the generation folder.
         seal: SHA-256 over the manifest's other keys.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     id: Annotated[str, Field(pattern=f"^{_ID.pattern}$")]
     date: date
     model_name: str
@@ -88,12 +93,14 @@ class Manifest(Strict):
     codebook: str
     levels: int
     codes: int
+    width: int
     items: int
     users: int
     quality: dict[str, Any]
     churn: dict[str, Any] | None
     delta: dict[str, Any]
     previous: str | None
+    base: str | None
     content: str
     files: dict[Annotated[str, AfterValidator(_inside)], FileEntry]
     seal: str = ""
@@ -129,9 +136,12 @@ def files_under(folder: Path) -> dict[str, Path]:
 
 
 def content_of(files: dict[str, FileEntry], day: date, model_name: str, model_version: str, codebook: str) -> str:
-    """Digest of what a generation consists of: date, model, codebook, and all files except the delta."""
+    """Digest of what a generation consists of: date, model, codebook, and all files except the delta and the item embeddings.
+
+    Embeddings follow from model and items, but their last bits also from the machine: a retry elsewhere must give the same id.
+    """
     about = [day.isoformat(), model_name, model_version, codebook]
-    return digest({"about": about, "files": {name: e.sha256 for name, e in files.items() if name != DELTA}})
+    return digest({"about": about, "files": {name: e.sha256 for name, e in files.items() if name not in (DELTA, EMBEDDINGS)}})
 
 
 def generation_id(day: date, version: str, content: str) -> str:
@@ -190,6 +200,14 @@ def generations(root: Path) -> list[str]:
     """Ids of the generations on disk, in the order of ``in_order``."""
     home = root / GENERATIONS
     return in_order(p.name for p in home.iterdir()) if home.is_dir() else []
+
+
+def is_delta(root: Path, generation: str) -> bool:
+    """Whether a generation was made from a whole one; one that cannot be read is taken for a whole one."""
+    try:
+        return read_manifest(root, generation).base is not None
+    except IndexCorrupt:
+        return False
 
 
 def current(root: Path) -> str | None:
@@ -293,17 +311,36 @@ def check_files(folder: Path, manifest: Manifest, *, checksums: bool = True) -> 
     Raises:
         IndexCorrupt: a file is missing, changed, not listed, or a link that leaves the folder.
     """
-    home = folder.resolve()
+    there = _files(folder, manifest.id)
     for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
+        if name not in there:
             raise IndexCorrupt(manifest.id, name, expected=f"a file of {entry.size} bytes", found="nothing")
-        if not path.resolve().is_relative_to(home):
-            raise IndexCorrupt(manifest.id, name, expected="a file inside the generation folder", found=f"a link to {path.resolve()}")
-        if path.stat().st_size != entry.size:
-            raise IndexCorrupt(manifest.id, name, expected=f"{entry.size} bytes", found=f"{path.stat().st_size} bytes")
-        if checksums and (found := file_entry(path).sha256) != entry.sha256:
+        if there[name] != entry.size:
+            raise IndexCorrupt(manifest.id, name, expected=f"{entry.size} bytes", found=f"{there[name]} bytes")
+        if checksums and (found := file_entry(folder / name).sha256) != entry.sha256:
             raise IndexCorrupt(manifest.id, name, expected=f"sha256 {entry.sha256}", found=f"sha256 {found}")
-    stray = sorted(files_under(folder).keys() - manifest.files.keys())
+    stray = sorted(there.keys() - manifest.files.keys())
     if stray:
         raise IndexCorrupt(manifest.id, stray[0], expected="only files that the manifest lists", found=f"{len(stray)} other file(s)")
+
+
+def _files(folder: Path, generation: str, below: str = "") -> dict[str, int]:
+    """Size of every file of a generation but its manifest, in one walk that follows no link.
+
+    Raises:
+        IndexCorrupt: something is neither a plain file nor a folder: a link, wherever it leads, a device, a pipe.
+    """
+    found: dict[str, int] = {}
+    for entry in os.scandir(folder):
+        name = below + entry.name
+        if entry.is_symlink():
+            raise IndexCorrupt(
+                generation, name, expected="a file inside the generation folder", found=f"a link to {os.path.realpath(entry.path)}"
+            )
+        if entry.is_dir():
+            found |= _files(Path(entry.path), generation, f"{name}/")
+        elif not entry.is_file():
+            raise IndexCorrupt(generation, name, expected="a plain file", found="a device, a pipe or a socket")
+        elif name != MANIFEST:
+            found[name] = entry.stat().st_size
+    return found

@@ -5,27 +5,34 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import logging
 from dataclasses import dataclass
 from datetime import date
-from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 
-from dig_models.bundle import Bundle, load_bundle
+from dig_models.arrays import ArrayError, Strings, open_npy
+from dig_models.bundle import Bundle, BundleError, load_network
 from dig_models.cross_files import CrossArraysError
 from dig_models.crosses import CrossStore
 from dig_models.dig import Dig
 from dig_models.features import SECONDS_PER_DAY, FeatureSpecMismatch, hash_id
 from dig_models.index import generation as g
+from dig_models.index.catalogue import Published
+from dig_models.index.encode import adopt
+from dig_models.index.state import open_state
 from dig_models.quantize.residual import ResidualQuantizer
 from dig_models.retrieve.rerank import Retriever
-from dig_models.retrieve.trie import CorruptTrie, Trie, read_array
+from dig_models.retrieve.trie import CorruptTrie, Trie
 from dig_models.train.data import RequestTable
+
+log = logging.getLogger(__name__)
 
 
 def codebook_digest(model: Dig) -> str:
@@ -49,7 +56,9 @@ class IndexReader:
         bundle: model, feature spec, item table and SIDs.
         retriever: ready to answer requests.
         state: the user state, one request per user, in the order of ``user_ids``.
-        user_ids: ids of the users with a state.
+        user_ids: ids of the users with a state, ascending by their UTF-8.
+        by_id_M: rows of the items in the order of their ids.
+        lease: keeps the generation from being removed while the reader is there.
     """
 
     manifest: g.Manifest
@@ -57,61 +66,74 @@ class IndexReader:
     bundle: Bundle
     retriever: Retriever
     state: RequestTable
-    user_ids: tuple[str, ...]
+    user_ids: Strings
+    by_id_M: NDArray[np.int64]
+    lease: BinaryIO
 
     @classmethod
-    def open(cls, root: str | Path, generation: str | None = None, *, checksums: bool = True) -> IndexReader:
-        """Open the current generation, or the one asked for.
+    def open(cls, root: str | Path, generation: str | None = None, *, checksums: bool = False) -> IndexReader:
+        """Open the current generation, or the one asked for; arrays are mapped, not read, so the time does not grow with items.
+
+        Every file's size is compared with the manifest. What the arrays hold is the business of ``verify``, which looks at a
+        generation once, before it serves. A generation that is open is not removed (``retain``) before its reader is gone.
 
         Args:
             root: the index folder.
             generation: id; None for what ``CURRENT`` names now.
-            checksums: whether every byte is compared with the manifest; sizes always are.
+            checksums: compare every byte with the manifest.
 
         Raises:
             IndexMissing: nothing was published yet, or there is no such generation.
             IndexCorrupt: a file is not what the manifest says; ``CURRENT`` is left as it is.
         """
         root = Path(root)
-        manifest = g.read_manifest(root, generation or g.require_current(root))
+        wanted = generation or g.require_current(root)
+        lease = hold(g.generation_dir(root, wanted))
+        manifest = g.read_manifest(root, wanted)
         folder = g.generation_dir(root, manifest.id)
         g.check_files(folder, manifest, checksums=checksums)
-        bundle = _bundle(folder, manifest)
         try:
-            trie = Trie.load(folder / g.TRIE, manifest.levels)
-            nodes = [read_array(folder / g.NODES / f"level{i}.npy", np.float32, ndim=2) for i in range(manifest.levels)]
-        except CorruptTrie as error:
-            raise g.IndexCorrupt(manifest.id, f"{g.TRIE} or {g.NODES}", expected="arrays of a trie", found=str(error)) from None
+            return cls._of(manifest, folder, lease)
+        except (ArrayError, CorruptTrie) as error:
+            raise g.IndexCorrupt(manifest.id, "(an array)", expected="what its manifest and model say", found=str(error)) from None
+
+    @classmethod
+    def _of(cls, manifest: g.Manifest, folder: Path, lease: BinaryIO) -> IndexReader:
+        bundle, by_id_M = _bundle(folder, manifest)
+        trie = Trie.load(folder / g.TRIE, manifest.levels)
         _require(manifest, g.TRIE, trie.items, manifest.items, "items")
-        for level, node_PD in enumerate(nodes):
-            _require(manifest, f"{g.NODES}/level{level}.npy", len(node_PD), trie.nodes(level), "nodes")
+        nodes = [
+            torch.from_numpy(open_npy(folder / g.NODES / f"level{i}.npy", np.float32, (trie.nodes(i), manifest.width), private=True))
+            for i in range(manifest.levels)
+        ]
         store = _store(folder, manifest, bundle)
-        retriever = Retriever.of(
-            bundle.model, bundle.spec, bundle.items, store, trie=trie, nodes=[torch.from_numpy(np.array(n)) for n in nodes]
+        retriever = Retriever.of(bundle.model, bundle.spec, bundle.items, store, trie=trie, nodes=nodes)
+        state, user_ids = open_state(folder / g.STATE, bundle.spec, manifest.users)
+        return cls(
+            manifest=manifest,
+            folder=folder,
+            bundle=bundle,
+            retriever=retriever,
+            state=state,
+            user_ids=user_ids,
+            by_id_M=by_id_M,
+            lease=lease,
         )
-        state, user_ids = _state(folder, manifest, bundle)
-        return cls(manifest=manifest, folder=folder, bundle=bundle, retriever=retriever, state=state, user_ids=user_ids)
 
     @property
     def date(self) -> date:
         """The day that the generation serves."""
         return self.manifest.date
 
-    @cached_property
-    def _user_rows(self) -> dict[str, int]:
-        return {user: row for row, user in enumerate(self.user_ids)}
-
-    @cached_property
-    def _item_rows(self) -> dict[str, int]:
-        return {str(item): row for row, item in enumerate(self.bundle.items.id_N) if row}
-
     def user_row(self, user_id: str) -> int | None:
         """Row of a user in ``state``; None for one without a state."""
-        return self._user_rows.get(user_id)
+        row = self.user_ids.find(user_id)
+        return None if row < 0 else row
 
     def item_row(self, item_id: str) -> int:
         """Row of an item in the item table; 0 for one that is not in the catalogue."""
-        return self._item_rows.get(item_id, 0)
+        row = int(self.bundle.items.rows(np.array([hash_id(item_id)], dtype=np.int64))[0])
+        return row if row and self.bundle.items.id_N[row] == item_id else 0
 
     def sid(self, row: int) -> tuple[int, ...]:
         """SID of an item row."""
@@ -141,15 +163,39 @@ class IndexReader:
         )
 
 
-def _bundle(folder: Path, manifest: g.Manifest) -> Bundle:
+def hold(folder: Path) -> BinaryIO:
+    """A lease on a generation: while the file that is returned is open, ``retain`` leaves the generation alone.
+
+    Raises:
+        IndexMissing: it is being removed just now.
+        IndexCorrupt: it has no manifest.
+    """
     try:
-        bundle = load_bundle(folder / g.MODEL)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise g.IndexCorrupt(manifest.id, g.MODEL, expected="a model bundle", found=str(error).splitlines()[0]) from error
-    _require(manifest, g.MODEL, bundle.spec.digest, manifest.spec, "feature spec")
-    _require(manifest, g.MODEL, codebook_digest(bundle.model), manifest.codebook, "codebook")
-    _require(manifest, f"{g.MODEL}/items.parquet", len(bundle.items) - 1, manifest.items, "items")
-    return bundle
+        file = (folder / g.MANIFEST).open("rb")
+    except OSError as error:
+        raise g.IndexCorrupt(folder.name, g.MANIFEST, expected="a file", found=error.strerror or "nothing") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise g.IndexMissing(f"{folder}: this generation is being removed; open what CURRENT names") from None
+    except OSError as error:  # a file system without locks: retention still keeps the current generation and the one before it
+        log.debug("%s: no lease: %s", folder, error)
+    return file
+
+
+def _bundle(folder: Path, manifest: g.Manifest) -> tuple[Bundle, NDArray[np.int64]]:
+    try:
+        model, info = load_network(folder / g.MODEL)
+    except (BundleError, FeatureSpecMismatch) as error:
+        raise g.IndexCorrupt(manifest.id, g.MODEL, expected="a model", found=str(error).splitlines()[0]) from error
+    config = model.config
+    _require(manifest, g.MODEL, model.spec.digest, manifest.spec, "feature spec")
+    _require(manifest, g.MODEL, (config.levels, config.codes, config.dim), (manifest.levels, manifest.codes, manifest.width), "sizes")
+    _require(manifest, g.MODEL, codebook_digest(model), manifest.codebook, "codebook")
+    published = Published.open(folder / g.ITEMS, model.spec, items=manifest.items, levels=config.levels, dim=config.dim)
+    adopt(model, published.items, published.embedding_ND)
+    return Bundle(model, model.spec, published.items, published.sid_NL, info), published.by_id_M
 
 
 def _store(folder: Path, manifest: g.Manifest, bundle: Bundle) -> CrossStore:
@@ -157,18 +203,6 @@ def _store(folder: Path, manifest: g.Manifest, bundle: Bundle) -> CrossStore:
         return CrossStore.open(folder / g.STATE / g.CROSS_ARRAYS, bundle.spec, bundle.items).preload()
     except (CrossArraysError, FeatureSpecMismatch) as error:
         raise g.IndexCorrupt(manifest.id, f"{g.STATE}/{g.CROSS_ARRAYS}", expected="cross arrays", found=str(error)) from None
-
-
-def _state(folder: Path, manifest: g.Manifest, bundle: Bundle) -> tuple[RequestTable, tuple[str, ...]]:
-    name = f"{g.STATE}/{g.USER_STATE}"
-    try:
-        table = pq.read_table(folder / name, partitioning=None)
-        state = RequestTable.from_arrow(table, bundle.spec, bundle.items)
-        user_ids = tuple(table.column("user_id").to_pylist())
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise g.IndexCorrupt(manifest.id, name, expected="the user state", found=str(error).splitlines()[0]) from None
-    _require(manifest, name, len(user_ids), manifest.users, "users")
-    return state, user_ids
 
 
 def _require(manifest: g.Manifest, file: str, found: object, expected: object, what: str) -> None:

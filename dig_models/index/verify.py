@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 
+from dig_models.arrays import Strings
 from dig_models.index import generation as g
-from dig_models.index.diff import Sids, sid_text
+from dig_models.index.catalogue import BY_ID, HASH, IDS, NAMES, SID
+from dig_models.index.encode import chunks, encode_rows
+from dig_models.index.maps import ROW_GROUP, forward_rows, posting_rows
 from dig_models.index.reader import IndexReader
-from dig_models.retrieve.beam import node_embeddings
+from dig_models.index.state import HISTORY_ITEM, USERS
+from dig_models.retrieve.trie import CorruptTrie
 
 PROBE_USERS = 3
 PROBE_BEAM, PROBE_ITEMS = 20, 10
@@ -38,15 +45,18 @@ def verify(root: str | Path, generation: str | None = None) -> Verified:
         IndexMissing: nothing was published yet, or no such generation.
         IndexCorrupt: the first thing that is not as it should be.
     """
-    reader = IndexReader.open(root, generation)  # manifest, sizes, checksums, digests, array shapes
+    reader = IndexReader.open(root, generation, checksums=True)  # manifest, sizes, checksums, digests, array shapes
     manifest = reader.manifest
     _check_id(manifest)
     total = sum(entry.size for entry in manifest.files.values())
     checks = [
         ("files", f"{len(manifest.files)} files, {total / 1e6:.1f} MB, all as the manifest says"),
         ("model", f"{manifest.model_name} v{manifest.model_version}, feature spec {manifest.spec[:12]}, codebook {manifest.codebook[:12]}"),
-        ("items", _check_maps(reader)),
+        ("items", _check_items(reader)),
         ("trie", _check_trie(reader)),
+        ("maps", _check_maps(reader)),
+        ("encoder", _check_model(reader)),
+        ("user state", _check_state(reader)),
         ("beam search", _probe(reader)),
     ]
     return Verified(generation=manifest.id, checks=tuple(checks))
@@ -62,50 +72,108 @@ def _check_id(manifest: g.Manifest) -> None:
         )
 
 
+def _check_items(reader: IndexReader) -> str:
+    """Ids, hashes and order of the item table, and embeddings and SIDs that the model gives to its fields."""
+    items, generation = reader.bundle.items, reader.manifest.id
+    ids = items.id_N
+    for file, strings in ((IDS, ids), (NAMES, items.name_N)):
+        if isinstance(strings, Strings):
+            strings.check(f"{g.ITEMS}/{file}")
+    if np.any(np.diff(items.hash_N) <= 0):
+        raise g.IndexCorrupt(generation, f"{g.ITEMS}/{HASH}", expected="ascending hashes", found="others")
+    by_id_M = reader.by_id_M
+    sorted_ids = ids.take(by_id_M).to_arrow() if isinstance(ids, Strings) else pa.array(ids[by_id_M])
+    if not np.array_equal(np.sort(by_id_M), np.arange(1, len(items))) or not bool(
+        pc.all(pc.less(sorted_ids[:-1], sorted_ids[1:])).as_py() in (True, None)
+    ):
+        raise g.IndexCorrupt(generation, f"{g.ITEMS}/{BY_ID}", expected="every item once, ids ascending", found="another order")
+    return f"{len(items) - 1} items"
+
+
+def _check_model(reader: IndexReader) -> str:
+    """What is stored of each item is what the model makes of its fields: the embedding, and, unless the item kept its SID, the SID."""
+    model, items, generation = reader.bundle.model, reader.bundle.items, reader.manifest.id
+    stored_ND = reader.retriever.embedding_ND
+    for first, last in chunks(len(items)):
+        try:
+            own_RD = encode_rows(model, items, slice(first, last))
+        except (ValueError, IndexError) as error:
+            raise g.IndexCorrupt(generation, g.ITEMS, expected="fields that the model knows", found=str(error).splitlines()[0]) from None
+        if not torch.allclose(stored_ND[first:last], own_RD, rtol=1e-4, atol=1e-4):
+            worst = float((stored_ND[first:last] - own_RD).abs().max())
+            raise g.IndexCorrupt(generation, g.EMBEDDINGS, expected="the model's embeddings", found=f"up to {worst:.3g} off")
+    code_NL = reader.bundle.codes_NL[1:]
+    if code_NL.min() < 0 or code_NL.max() >= reader.manifest.codes:
+        found = f"codes from {code_NL.min()} to {code_NL.max()}"
+        raise g.IndexCorrupt(generation, f"{g.ITEMS}/{SID}", expected=f"codes from 0 to {reader.manifest.codes - 1}", found=found)
+    return f"embeddings and codes of {len(items) - 1} items"
+
+
 def _check_maps(reader: IndexReader) -> str:
-    """Every item is in both maps, once, under the SID that the model's bundle gives it."""
-    generation, items = reader.manifest.id, reader.bundle.items
-    sids = Sids.read(reader.folder, generation)
-    if not np.array_equal(sids.hash_M, items.hash_N[1:]) or not np.array_equal(sids.id_M, items.id_N[1:]):
-        raise g.IndexCorrupt(generation, g.ITEM_TO_SID, expected="the items of the bundle, in its order", found="others")
-    wrong = np.flatnonzero((sids.code_ML != reader.bundle.codes_NL[1:]).any(axis=1))
-    if len(wrong):
-        item = sids.id_M[wrong[0]]
-        raise g.IndexCorrupt(
-            generation, g.ITEM_TO_SID, expected="the bundle's SIDs", found=f"another for {len(wrong)} item(s), first {item}"
-        )
-    forward = dict(zip(sids.id_M.tolist(), sid_text(sids.code_ML), strict=True))
-    try:
-        leaves = pq.read_table(reader.folder / g.SID_TO_ITEMS, partitioning=None).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise g.IndexCorrupt(generation, g.SID_TO_ITEMS, expected="a table", found=str(error).splitlines()[0]) from None
-    backward = [(item, leaf["sid"]) for leaf in leaves for item in leaf["items"]]
-    if len(backward) != len(forward) or dict(backward) != forward:
-        raise g.IndexCorrupt(
-            generation, g.SID_TO_ITEMS, expected=f"each of {len(forward)} items once, under its SID", found="something else"
-        )
-    if [leaf["sid"] for leaf in leaves] != sid_text(reader.retriever.trie.codes(reader.manifest.levels - 1)):
-        raise g.IndexCorrupt(generation, g.SID_TO_ITEMS, expected="the leaves of the trie, in order", found="others")
-    return f"{len(forward)} items under {len(leaves)} SIDs, found in both directions"
+    """Every item is in both maps, once, under the SID that the item table gives it; row group by row group."""
+    generation, items, trie = reader.manifest.id, reader.bundle.items, reader.retriever.trie
+    leaf_PL = trie.codes(trie.levels - 1)
+    forward = partial(forward_rows, items, reader.bundle.codes_NL)
+    backward = partial(posting_rows, items, trie, leaf_PL)
+    for file, rows_of, expected in ((g.ITEM_TO_SID, forward, len(items) - 1), (g.SID_TO_ITEMS, backward, len(leaf_PL))):
+        try:
+            with pq.ParquetFile(reader.folder / file, memory_map=True) as held:
+                rows = held.metadata.num_rows
+                same, at = rows == expected, 0
+                for batch in held.iter_batches(ROW_GROUP) if same else ():
+                    same = same and pa.table(batch).equals(rows_of(at, at + len(batch)))
+                    at += len(batch)
+        except (OSError, pa.ArrowException) as error:
+            raise g.IndexCorrupt(generation, file, expected="a table", found=str(error).splitlines()[0]) from None
+        if not same:
+            raise g.IndexCorrupt(
+                generation, file, expected=f"{expected} rows, as item table and trie have them", found=f"{rows} rows, or others"
+            )
+    return f"{len(items) - 1} items under {len(leaf_PL)} SIDs, found in both directions"
+
+
+def _check_state(reader: IndexReader) -> str:
+    """Users ascend, and their histories are lists of rows of the item table."""
+    state, generation, file = reader.state, reader.manifest.id, g.STATE
+    reader.user_ids.check(f"{file}/{USERS}")
+    ids = reader.user_ids.to_arrow()
+    start = state.history_start
+    sound = start[0] == 0 and start[-1] == len(state.history_item) and not np.any(np.diff(start) < 0)
+    if not sound or not _inside(state.history_item, 0, len(reader.bundle.items)):
+        raise g.IndexCorrupt(generation, f"{file}/{HISTORY_ITEM}", expected="lists of rows of the item table", found="others")
+    if len(ids) > 1 and not pc.all(pc.less(ids[:-1], ids[1:])).as_py():
+        raise g.IndexCorrupt(generation, f"{file}/{USERS}", expected="user ids, ascending, each once", found="another order")
+    return f"{len(ids)} users, {len(state.history_item)} events"
+
+
+def _inside(array: NDArray[np.int64], low: int, high: int) -> bool:
+    return not len(array) or bool(array.min() >= low and array.max() < high)
 
 
 def _check_trie(reader: IndexReader) -> str:
     """The trie holds the items' codes, and its node embeddings are the model's."""
-    trie, generation = reader.retriever.trie, reader.manifest.id
+    trie, generation, model = reader.retriever.trie, reader.manifest.id, reader.bundle.model
+    try:
+        trie.check(reader.manifest.items)
+    except CorruptTrie as error:
+        raise g.IndexCorrupt(generation, g.TRIE, expected="a trie", found=str(error)) from None
     if not np.array_equal(trie.item_codes()[1:], reader.bundle.codes_NL[1:]):
-        raise g.IndexCorrupt(generation, g.TRIE, expected="the SIDs of the item map", found="others")
-    for level, (stored, own) in enumerate(zip(reader.retriever.nodes, node_embeddings(reader.bundle.model, trie), strict=True)):
-        if not torch.allclose(stored, own, rtol=1e-4, atol=1e-5):
-            worst = float((stored - own).abs().max())
-            raise g.IndexCorrupt(
-                generation, f"{g.NODES}/level{level}.npy", expected="the model's embeddings", found=f"up to {worst:.3g} off"
-            )
+        raise g.IndexCorrupt(generation, g.TRIE, expected="the SIDs of the item table", found="others")
+    for level, stored_PD in enumerate(reader.retriever.nodes):
+        code_PL = trie.codes(level)
+        for first, last in chunks(len(code_PL), ROW_GROUP):
+            own_PD = model.prefix_embeddings(torch.from_numpy(code_PL[first:last]))[:, -1]
+            if not torch.allclose(stored_PD[first:last], own_PD, rtol=1e-4, atol=1e-5):
+                worst = float((stored_PD[first:last] - own_PD).abs().max())
+                raise g.IndexCorrupt(
+                    generation, f"{g.NODES}/level{level}.npy", expected="the model's embeddings", found=f"up to {worst:.3g} off"
+                )
     return "nodes by level " + ", ".join(str(trie.nodes(level)) for level in range(trie.levels))
 
 
 def _probe(reader: IndexReader) -> str:
     """Some users, or a stranger if there are none, must get real items with finite scores."""
-    users = reader.user_ids[:PROBE_USERS]
+    users = reader.user_ids[:PROBE_USERS].tolist()
     requests = reader.state if users else reader.stranger("")
     index_B = np.arange(max(len(users), 1), dtype=np.int64)
     found = reader.retriever.retrieve(requests, index_B, k=PROBE_ITEMS, beam=PROBE_BEAM, rerank=PROBE_ITEMS)

@@ -8,11 +8,12 @@ again gives the same id and the same bytes.
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Collection
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -20,25 +21,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from dig_models.bundle import Bundle, load_bundle, save_bundle
+from dig_models.bundle import Bundle, load_network, save_network
 from dig_models.cross_files import read_meta
 from dig_models.evaluate.sid_quality import churn, measure
 from dig_models.faults import reached
 from dig_models.files import exclusive, naming_full_disk, replace_text, sync_dir, sync_tree
 from dig_models.index import generation as g
-from dig_models.index.diff import Sids, changes, counts, sid_text
+from dig_models.index.catalogue import EMBEDDING, SID, Published, save_items
+from dig_models.index.diff import Sids, changes, counts
+from dig_models.index.encode import chunks, write_codes, write_nodes
+from dig_models.index.maps import ROW_GROUP, Codes, forward_rows, posting_rows, write_groups, write_table
 from dig_models.index.reader import codebook_digest
+from dig_models.index.state import save_state
 from dig_models.items import ItemTable
-from dig_models.retrieve.beam import node_embeddings
+from dig_models.quantize.known import KnownSids
 from dig_models.retrieve.trie import Trie
 
 if TYPE_CHECKING:
     from dig_models.dig import Dig
 
 log = logging.getLogger(__name__)
-STAGING, DAMAGED, REMOVED = ".staging", ".damaged-", ".removed-"
+STAGING, SCRATCH, DAMAGED, REMOVED = ".staging", ".scratch", ".damaged-", ".removed-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,19 @@ def locked(root: Path, *, wait: bool = True) -> AbstractContextManager[None]:
         BlockingIOError: another one is at work and ``wait`` is off.
     """
     return exclusive(root / ".lock", wait=wait)
+
+
+@contextmanager
+def scratch(root: Path) -> Iterator[Path]:
+    """An empty folder for what a build needs by the way, such as the columns of a catalogue; the caller holds ``locked(root)``."""
+    folder = root / SCRATCH
+    shutil.rmtree(folder, ignore_errors=True)  # a writer that was killed left it
+    folder.mkdir(parents=True)
+    try:
+        with naming_full_disk(root):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def build(root: Path, release: Release) -> str:
@@ -121,59 +138,79 @@ def _clear(root: Path) -> None:
 
 
 def write_content(staging: Path, release: Release) -> g.Manifest:
-    """Write every file but delta and manifest; returns the manifest as far as it is known then."""
-    write_model(staging / g.MODEL, release)
+    """Write every file but delta and manifest, each as it is computed; returns the manifest as far as it is known then."""
+    save_network(staging / g.MODEL, release.bundle.model, release.bundle.info, reserve(release))
     reached("index.model_written")
-    bundle = load_bundle(staging / g.MODEL)  # what serves is what was written
-    trie = Trie.build(bundle.codes_NL)
-    write_maps(staging, bundle, trie)
+    model, _ = load_network(staging / g.MODEL)  # what serves is what was written
+    write_items(staging / g.ITEMS, release)
+    spec = release.bundle.spec
+    published = Published.open(staging / g.ITEMS, spec, items=len(release.items) - 1, levels=model.config.levels, dim=model.config.dim)
+    trie = Trie.build(published.sid_NL)
+    write_maps(staging, published.items, published.sid_NL, trie)
     reached("index.maps_written")
-    write_arrays(staging, bundle.model, trie)
+    write_arrays(staging, model, trie)
     reached("index.arrays_written")
-    users = write_state(staging / g.STATE, release)
+    users = write_state(staging / g.STATE, release, published.items)
     reached("index.state_written")
-    files = {name: g.file_entry(path) for name, path in g.files_under(staging).items()}
-    codes, levels = bundle.model.config.codes, trie.levels
-    codebook = codebook_digest(bundle.model)
-    content = g.content_of(files, release.day, release.model_name, release.model_version, codebook)
-    quality = measure(bundle.codes_NL[1:], codes).as_dict()
-    return g.Manifest(
-        id=g.generation_id(release.day, release.model_version, content),
-        date=release.day,
+    return draft(
+        staging,
+        day=release.day,
+        model=model,
         model_name=release.model_name,
         model_version=release.model_version,
-        spec=bundle.spec.digest,
-        codebook=codebook,
-        levels=levels,
-        codes=codes,
-        items=trie.items,
+        sid_NL=published.sid_NL,
         users=users,
-        quality=quality,
+    )
+
+
+def reserve(release: Release) -> KnownSids:
+    """SIDs that the model holds for items outside the catalogue of the day: one that comes back takes its own."""
+    if not release.bundle.model.fixed:
+        return KnownSids.none(release.bundle.model.config.levels)
+    return release.bundle.sids.without(release.items.hash_N[1:])
+
+
+def draft(
+    staging: Path, *, day: date, model: Dig, model_name: str, model_version: str, sid_NL: Codes, users: int, base: str | None = None
+) -> g.Manifest:
+    """The manifest of what is staged, as far as it is known before it is compared with what is current."""
+    files = {name: g.file_entry(path) for name, path in g.files_under(staging).items()}
+    codebook = codebook_digest(model)
+    content = g.content_of(files, day, model_name, model_version, codebook)
+    return g.Manifest(
+        id=g.generation_id(day, model_version, content),
+        date=day,
+        model_name=model_name,
+        model_version=model_version,
+        spec=model.spec.digest,
+        codebook=codebook,
+        levels=model.config.levels,
+        codes=model.config.codes,
+        width=model.config.dim,
+        items=len(sid_NL) - 1,
+        users=users,
+        quality=measure(sid_NL[1:].astype(np.int64), model.config.codes).as_dict(),
         churn=None,
         delta={},
         previous=None,
+        base=base,
         content=content,
         files=files,
     )
 
 
-def write_model(folder: Path, release: Release) -> None:
-    """The bundle, with the SIDs of this generation's catalogue."""
-    model = release.bundle.model
-    model.eval()
-    model.set_items(release.items)
-    save_bundle(folder, model, release.items, release.bundle.info)
+def write_items(folder: Path, release: Release) -> None:
+    """The catalogue's arrays, its SIDs and embeddings."""
+    folder.mkdir()
+    save_items(folder, release.items, release.bundle.spec)
+    write_codes(release.bundle.model.eval(), release.items, folder / SID, folder / EMBEDDING)
 
 
-def write_maps(staging: Path, bundle: Bundle, trie: Trie) -> None:
-    """``item_to_sid.parquet`` (items by row) and ``sid_to_items.parquet`` (leaves in order)."""
-    items, codes_NL = bundle.items, bundle.codes_NL
-    columns = {"item_id": pa.array(items.id_N[1:].tolist(), pa.string()), "item_hash": pa.array(items.hash_N[1:])}
-    columns |= {f"s_{i + 1}": pa.array(codes_NL[1:, i].astype(np.int32)) for i in range(trie.levels)}
-    write_table(pa.table(columns), staging / g.ITEM_TO_SID)
-    postings = pa.ListArray.from_arrays(pa.array(trie.start[-1].astype(np.int32)), pa.array(items.id_N[trie.order_M].tolist(), pa.string()))
-    leaves = pa.table({"sid": pa.array(sid_text(trie.codes(trie.levels - 1)), pa.string()), "items": postings})
-    write_table(leaves, staging / g.SID_TO_ITEMS)
+def write_maps(staging: Path, items: ItemTable, sid_NL: Codes, trie: Trie) -> None:
+    """``item_to_sid.parquet`` (items by row) and ``sid_to_items.parquet`` (leaves in order), a row group at a time."""
+    write_groups(staging / g.ITEM_TO_SID, (forward_rows(items, sid_NL, a, b) for a, b in chunks(len(items) - 1, ROW_GROUP)))
+    leaf_PL = trie.codes(trie.levels - 1)
+    write_groups(staging / g.SID_TO_ITEMS, (posting_rows(items, trie, leaf_PL, a, b) for a, b in chunks(len(leaf_PL), ROW_GROUP)))
 
 
 def write_arrays(staging: Path, model: Dig, trie: Trie) -> None:
@@ -181,20 +218,23 @@ def write_arrays(staging: Path, model: Dig, trie: Trie) -> None:
     for name in (g.TRIE, g.NODES):
         (staging / name).mkdir()
     trie.save(staging / g.TRIE)
-    for level, node_PD in enumerate(node_embeddings(model, trie)):
-        np.save(staging / g.NODES / f"level{level}.npy", node_PD.numpy().astype(np.float32))
+    write_nodes(model, trie, staging / g.NODES)
 
 
-def write_state(folder: Path, release: Release) -> int:
+def write_state(folder: Path, release: Release, items: ItemTable) -> int:
     """User state and cross arrays of the date; returns the number of users."""
     folder.mkdir()
-    table = release.user_state.sort_by("user_id")
-    write_table(table, folder / g.USER_STATE)
-    for source in sorted(p for p in release.cross_arrays.rglob("*") if p.is_file()):
-        target = folder / g.CROSS_ARRAYS / source.relative_to(release.cross_arrays)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _link_or_copy(source, target)
-    return int(table.num_rows)
+    users = save_state(folder, release.user_state, release.bundle.spec, items)
+    link_tree(release.cross_arrays, folder / g.CROSS_ARRAYS)
+    return users
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """The files of a folder under another name: hard links where the file system allows."""
+    for path in sorted(p for p in source.rglob("*") if p.is_file()):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(path, place)
 
 
 def complete(root: Path, staging: Path, draft: g.Manifest) -> None:
@@ -241,32 +281,68 @@ def switch(root: Path, generation: str) -> None:
     reached("index.switched")
 
 
+def superfluous(root: Path, keep: int, also: Collection[str] = ()) -> list[str]:
+    """Generations that ``retain`` would remove, oldest first.
+
+    Kept are the newest ``keep`` whole ones, the current one, the one before it and the one that a delta generation was made from, those
+    in ``also``, and those that a reader holds open.
+
+    Raises:
+        IndexCorrupt: the current one's manifest cannot be read.
+    """
+    there, now = g.generations(root), g.current(root)
+    kept = {*also}
+    if now is not None:
+        manifest = g.read_manifest(root, now)
+        kept |= {now, manifest.previous or now, manifest.base or now}
+    whole = [generation for generation in there if not g.is_delta(root, generation)]
+    kept |= set(whole[-keep:])
+    return [generation for generation in there if generation not in kept and not is_open(g.generation_dir(root, generation))]
+
+
 def retain(root: Path, keep: int, also: Collection[str] = ()) -> list[str]:
-    """Remove all but the newest ``keep`` generations; never the current one, the one before it, nor those in ``also``.
+    """Remove the generations that are too many, see ``superfluous``; the caller holds ``locked(root)``.
 
     Returns:
         Ids that were removed.
     """
-    now = g.current(root)
-    kept = {*g.generations(root)[-keep:], *also}
-    if now is not None:
-        kept |= {now, g.read_manifest(root, now).previous or now}
-    gone = [generation for generation in g.generations(root) if generation not in kept]
-    home = root / g.GENERATIONS
-    for generation in gone:
-        # Renamed first: a reader that lists generations never meets one that is half removed.
-        (home / generation).rename(home / f"{REMOVED}{generation}")
-        reached("index.retired")
+    home, gone = root / g.GENERATIONS, []
+    for generation in superfluous(root, keep, also):
+        with excluded(home / generation) as alone:
+            if alone:
+                # Renamed first: a reader that lists generations never meets one that is half removed.
+                (home / generation).rename(home / f"{REMOVED}{generation}")
+                gone.append(generation)
+                reached("index.retired")
     for leftover in home.glob(f"{REMOVED}*"):
         shutil.rmtree(leftover)
     reached("index.retention_done")
     return gone
 
 
-def write_table(table: pa.Table, path: Path) -> None:
-    """Parquet with fixed settings and no foreign metadata, so that equal tables give equal bytes."""
-    plain = table.replace_schema_metadata(None).combine_chunks()
-    pq.write_table(plain, path, version="2.6", compression="zstd", row_group_size=65_536, use_dictionary=True, write_statistics=True)
+@contextmanager
+def excluded(folder: Path) -> Iterator[bool]:
+    """Keep readers from opening a generation; False if one has it open already (see ``reader.hold``)."""
+    try:
+        file = (folder / g.MANIFEST).open("rb")
+    except OSError:  # without a manifest nobody opens it
+        yield True
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as error:
+            log.debug("%s: no lease: %s", folder, error)
+        yield True
+
+
+def is_open(folder: Path) -> bool:
+    """Whether a reader on this host, or on another that shares the file system's locks, has a generation open."""
+    with excluded(folder) as alone:
+        return not alone
 
 
 def _whole(root: Path, generation: str) -> bool:
@@ -294,7 +370,7 @@ def _previous(root: Path, generation: str) -> tuple[str | None, Sids | None]:
         return None if now == generation else now, None
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
     """A hard link, since committed files never change; a copy on another file system."""
     try:
         os.link(source, target)

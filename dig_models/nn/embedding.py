@@ -6,6 +6,7 @@ Shape suffixes: ``M`` rows looked up, ``J`` bucket columns, ``D`` embedding widt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ class FieldEmbedding(nn.Module):
         """Width of the output."""
         return (len(self.single) + len(self.bags)) * self.dim + len(self.numbers)
 
-    def pack(self, fields: dict[str, NDArray[np.int64]], numbers: dict[str, NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
+    def pack(self, fields: dict[str, NDArray[Any]], numbers: dict[str, NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
         """Columns of a table as one index matrix ``(M, J)`` into the embedding table and one matrix of numbers ``(M, Q)``.
 
         Padding of multi-valued fields is the field's bucket 0, which its mean leaves out.
@@ -57,7 +58,7 @@ class FieldEmbedding(nn.Module):
             low, high = int(value.min(initial=0)), int(value.max(initial=0))
             if low < 0 or high >= field.buckets:
                 raise ValueError(f"field {field.name!r}: bucket {low if low < 0 else high} found, the spec declares 0..{field.buckets - 1}")
-            columns.append((value[:, None] if field.kind == "categorical" else value) + self.offset[field.name])
+            columns.append((value[:, None] if field.kind == "categorical" else value).astype(np.int64) + self.offset[field.name])
         missing = [f.name for f in self.numbers if f.name not in numbers]
         if missing:
             raise ValueError(f"numeric field {missing[0]!r} of the feature spec is missing; found {', '.join(numbers) or 'none'}")

@@ -8,6 +8,8 @@ Shape suffixes: ``N`` catalogue rows, ``C`` model crosses, ``P`` nodes of a leve
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
@@ -20,19 +22,27 @@ class PrefixMeans:
 
     ``I(p)`` are the items whose SID starts with prefix ``p``. Leaves average their items and every other node its
     children weighted by their items, as sparse products, so a user costs one pass over the catalogue.
+    The weights are made when first asked for: opening an index does not read its trie.
     """
 
     def __init__(self, trie: Trie) -> None:
-        self._rows = trie.items + 1
-        count = [np.diff(s) for s in trie.start]
-        weight_M = (1.0 / np.repeat(count[-1], count[-1])).astype(np.float32)
-        self._leaf = csr_matrix((weight_M, trie.order_M, trie.start[-1]), shape=(len(count[-1]), self._rows))
-        self._up = [
+        self._trie, self._rows = trie, trie.items + 1
+
+    @cached_property
+    def _leaf(self) -> csr_matrix:
+        trie, count_P = self._trie, np.diff(self._trie.start[-1])
+        weight_M = (1.0 / np.repeat(count_P, count_P)).astype(np.float32)
+        return csr_matrix((weight_M, trie.order_M, trie.start[-1]), shape=(len(count_P), self._rows))
+
+    @cached_property
+    def _up(self) -> list[csr_matrix]:
+        count = [np.diff(s) for s in self._trie.start]
+        return [
             csr_matrix(
                 ((fine / np.repeat(coarse, np.diff(child))).astype(np.float32), np.arange(len(fine)), child),
                 shape=(len(coarse), len(fine)),
             )
-            for child, coarse, fine in zip(trie.child, count, count[1:], strict=False)
+            for child, coarse, fine in zip(self._trie.child, count, count[1:], strict=False)
         ]
 
     def __call__(self, cross_NC: NDArray[np.float32]) -> list[NDArray[np.float32]]:

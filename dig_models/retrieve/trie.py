@@ -18,6 +18,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dig_models.arrays import ArrayError, open_npy
+
 Int64 = NDArray[np.int64]
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 
@@ -179,10 +181,12 @@ class Trie:
 
     @classmethod
     def load(cls, folder: Path, levels: int, *, mmap: bool = True) -> Trie:
-        """Read what ``save`` wrote, memory-mapped by default, and check it.
+        """Read what ``save`` wrote, memory-mapped by default.
+
+        Only the arrays' lengths are compared, which reads none of them; ``check`` looks at every value, once, when an index is verified.
 
         Raises:
-            CorruptTrie: a missing, unreadable, truncated or inconsistent array.
+            CorruptTrie: a missing, unreadable or truncated array, or one whose length does not fit the others.
         """
 
         def family(kind: str, dtype: type[ScalarT], count: int) -> tuple[NDArray[ScalarT], ...]:
@@ -194,17 +198,23 @@ class Trie:
             start=family("start", np.int64, levels),
             child=family("child", np.int64, levels - 1),
         )
-        try:
-            trie.check()
-        except CorruptTrie as error:
-            raise CorruptTrie(f"{folder}: {error}") from None
+        for level in range(levels):
+            _check_ends(f"{folder / f'start{level}.npy'}", trie.start[level], trie.nodes(level), trie.items)
+        for level, child in enumerate(trie.child):
+            _check_ends(f"{folder / f'child{level}.npy'}", child, trie.nodes(level), trie.nodes(level + 1))
         return trie
 
 
-def _check_ranges(name: str, bounds: Int64, nodes: int, total: int) -> None:
+def _check_ends(name: str, bounds: Int64, nodes: int, total: int) -> None:
     if len(bounds) != nodes + 1:
         raise CorruptTrie(f"{name}: {len(bounds)} bounds, expected {nodes + 1} for {nodes} nodes")
-    if bounds[0] != 0 or bounds[-1] != total or np.any(np.diff(bounds) <= 0):
+    if bounds[0] != 0 or bounds[-1] != total:
+        raise CorruptTrie(f"{name}: expected bounds from 0 to {total}, found {bounds[0]} to {bounds[-1]}")
+
+
+def _check_ranges(name: str, bounds: Int64, nodes: int, total: int) -> None:
+    _check_ends(name, bounds, nodes, total)
+    if np.any(np.diff(bounds) <= 0):
         raise CorruptTrie(f"{name}: expected ascending bounds from 0 to {total}, found {bounds[0]} to {bounds[-1]}")
 
 
@@ -215,9 +225,7 @@ def read_array(path: Path, dtype: type[ScalarT], *, ndim: int = 1, mmap: bool = 
         CorruptTrie: the file is missing, truncated, or holds something else.
     """
     try:
-        array: NDArray[ScalarT] = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CorruptTrie(f"{path}: cannot be read as a {np.dtype(dtype)} array: {error}") from None
-    if array.dtype != np.dtype(dtype) or array.ndim != ndim:
-        raise CorruptTrie(f"{path}: expected {ndim}-d {np.dtype(dtype)}, found {array.ndim}-d {array.dtype}")
-    return array
+        array = open_npy(path, dtype, (None,) * ndim)
+    except ArrayError as error:
+        raise CorruptTrie(str(error)) from None
+    return array if mmap else array.copy()

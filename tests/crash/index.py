@@ -148,7 +148,7 @@ WRITING = ("model_written", "maps_written", "arrays_written", "state_written")
 BUILT = ("delta_written", "manifest_written", "file.written@2", "synced", "renamed", "installed", "file.written@3")
 SWITCH = (*BUILT, "verified", "file.written@4", "switched")
 SCENARIOS = [
-    _scenario("first generation", world, ("cleared", *WRITING, "bundle.items_written", *SWITCH), step),
+    _scenario("first generation", world, ("cleared", *WRITING, "bundle.weights_written", *SWITCH), step),
     _scenario(
         "next day, one generation too many",
         partial(published, days=2),

@@ -227,7 +227,7 @@ def test_corpus_statistics_come_from_the_catalogue_not_from_the_batch(
 def test_item_id_dropout_masks_the_item_id_field_alone(spec: FeatureSpec, items: ItemTable) -> None:
     model = make_dig(spec, items)
     rows = torch.arange(1, 20)
-    masked = model._encode(rows, torch.ones(19, dtype=torch.bool))
+    masked = model.corpus_norm(model._raw_encode(rows, torch.ones(19, dtype=torch.bool)))
     without = replace(items, fields={**items.fields, "item_id": np.zeros_like(items.fields["item_id"])})
     model.set_items(without)
     assert torch.allclose(masked, model.encode_items(rows))

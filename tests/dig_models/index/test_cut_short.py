@@ -49,7 +49,8 @@ def expected(
 
 
 POINTS = [
-    (writer, "write_model", 1),
+    (writer, "save_network", 1),
+    (writer, "write_items", 1),
     (writer, "write_maps", 1),
     (writer, "write_arrays", 1),
     (writer, "write_state", 1),

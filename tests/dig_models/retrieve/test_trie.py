@@ -104,7 +104,7 @@ def saved(tmp_path: Path) -> tuple[Trie, Path]:
 def test_a_saved_trie_is_read_back_memory_mapped(tmp_path: Path) -> None:
     trie, folder = saved(tmp_path)
     back = Trie.load(folder, 3)
-    assert isinstance(back.order_M, np.memmap)
+    assert not back.order_M.flags.owndata and not back.order_M.flags.writeable
     assert {k: v.tolist() for k, v in back.arrays().items()} == {k: v.tolist() for k, v in trie.arrays().items()}
 
 
@@ -112,7 +112,7 @@ def test_a_truncated_array_is_named(tmp_path: Path) -> None:
     _, folder = saved(tmp_path)
     whole = (folder / "start2.npy").read_bytes()
     (folder / "start2.npy").write_bytes(whole[:-8])
-    with pytest.raises(CorruptTrie, match=r"start2\.npy: cannot be read as a int64 array"):
+    with pytest.raises(CorruptTrie, match=r"start2\.npy: expected \d+ bytes"):
         Trie.load(folder, 3)
 
 
@@ -126,7 +126,7 @@ def test_a_missing_array_is_named(tmp_path: Path) -> None:
 def test_an_array_of_another_type_is_named(tmp_path: Path) -> None:
     trie, folder = saved(tmp_path)
     np.save(folder / "order.npy", trie.order_M.astype(np.float32))
-    with pytest.raises(CorruptTrie, match="expected 1-d int64, found 1-d float32"):
+    with pytest.raises(CorruptTrie, match=r"order\.npy: expected int64 \(any\), found float32"):
         Trie.load(folder, 3)
 
 
@@ -136,5 +136,6 @@ def test_a_changed_number_is_found(tmp_path: Path, name: str) -> None:
     array = np.load(folder / f"{name}.npy")
     array[1] = array[0]
     np.save(folder / f"{name}.npy", array)
+    trie = Trie.load(folder, 3)  # reads no values
     with pytest.raises(CorruptTrie, match=name):
-        Trie.load(folder, 3)
+        trie.check()
