@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 START, BYTES = "start", "bytes"
-_CHUNK = 1 << 20
+_CHUNK = 1 << 15
 
 
 class ArrayError(ValueError):
@@ -182,6 +182,11 @@ class Strings:
             self.to_arrow().validate(full=True)
         except pa.ArrowInvalid as error:
             raise ArrayError(f"{what}: {str(error).splitlines()[0]}") from None
+
+    def after(self, first: int) -> Strings:
+        """Those from a position on, over the same arrays."""
+        start_N1 = self.start_N1[first:]
+        return Strings(start_N1 - start_N1[0], self.byte_X[int(start_N1[0]) :])
 
     def raw(self, row: int) -> bytes:
         """UTF-8 of a string."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dig_models.arrays import ArrayError, Strings, open_npy
-from dig_models.evaluate.sid_quality import churn
+from dig_models.evaluate.sid_quality import churn, sid_keys
 from dig_models.features import FeatureSpec, FieldSpec
 from dig_models.index import generation as g
-from dig_models.index.catalogue import field_file
-from dig_models.index.maps import sid_column
+from dig_models.index.catalogue import HASH, IDS, SID, field_file
+from dig_models.index.maps import ROW_GROUP, sid_column
 from dig_models.quantize.align import inverse, renamed
 
 log = logging.getLogger(__name__)
@@ -42,33 +41,27 @@ class Sids:
     """SIDs of a generation's items.
 
     Attributes:
-        id_M: item ids, ``hash_M`` int64 item hashes, ``code_ML`` int64 codes.
+        id_M: item ids, ``hash_M`` int64 item hashes, ``code_ML`` codes.
     """
 
     id_M: Strings
     hash_M: NDArray[np.int64]
-    code_ML: NDArray[np.int64]
+    code_ML: NDArray[np.signedinteger[Any]]
 
     @classmethod
     def read(cls, folder: Path, generation: str) -> Sids:
-        """From ``item_to_sid.parquet`` of a generation folder.
+        """Those of a generation folder, mapped.
 
         Raises:
-            IndexCorrupt: the file is missing or cannot be read.
+            IndexCorrupt: an array is missing or cannot be read.
         """
-        path = folder / g.ITEM_TO_SID
+        items = folder / g.ITEMS
         try:
-            table = pq.read_table(path, partitioning=None)
-            names = sorted((n for n in table.column_names if n.startswith("s_")), key=lambda n: int(n[2:]))
-            return cls(
-                id_M=Strings.from_arrow(table.column("item_id")),
-                hash_M=table.column("item_hash").to_numpy().astype(np.int64),
-                code_ML=np.stack([table.column(n).to_numpy().astype(np.int64) for n in names], axis=1),
-            )
-        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-            raise g.IndexCorrupt(
-                generation, g.ITEM_TO_SID, expected="a table of items and codes", found=str(error).splitlines()[0]
-            ) from None
+            hash_N = open_npy(items / HASH, np.int64, (None,))
+            sid_NL = open_npy(items / SID, np.int32, (len(hash_N), None))
+            return cls(id_M=Strings.open(items, IDS, len(hash_N)).after(1), hash_M=hash_N[1:], code_ML=sid_NL[1:])
+        except ArrayError as error:
+            raise g.IndexCorrupt(generation, g.ITEMS, expected="ids, hashes and SIDs of the items", found=str(error)) from None
 
 
 def sid_text(code_ML: NDArray[np.integer[Any]]) -> list[str]:
@@ -81,30 +74,49 @@ def changes(old: Sids | None, new: Sids) -> pa.Table:
 
     ``level`` is the first level (from 1) whose code changed, null unless the item moved; a missing SID is null.
     """
+    return pa.concat_tables(change_groups(old, new))
+
+
+def change_groups(old: Sids | None, new: Sids, rows: int = ROW_GROUP) -> Iterator[pa.Table]:
+    """``changes`` in groups of so many rows, at least one, which may be empty; only numbers of all changed items are held at once."""
     old = old or Sids(id_M=Strings.of([]), hash_M=new.hash_M[:0], code_ML=new.code_ML[:0])
-    _, was_C, now_C = np.intersect1d(old.hash_M, new.hash_M, assume_unique=True, return_indices=True)
+    was_C, now_C = _common(old, new)
     level_C = _first_changes(old.code_ML[was_C], new.code_ML[now_C])
     moved = level_C > 0
-    was, now, level = was_C[moved], now_C[moved], level_C[moved]
-    gone, came = np.setdiff1d(np.arange(len(old.hash_M)), was_C), np.setdiff1d(np.arange(len(new.hash_M)), now_C)
-    names, parts = ("item_id", "change", "level", "old_sid", "new_sid"), []
-    for change, ids, levels, before, after in (
-        (MOVED, new.id_M.take(now), level, old.code_ML[was], new.code_ML[now]),
-        (REMOVED, old.id_M.take(gone), None, old.code_ML[gone], None),
-        (ADDED, new.id_M.take(came), None, None, new.code_ML[came]),
-    ):
-        rows = len(ids)
-        columns = (
-            ids.to_arrow().cast(pa.string()),
-            pa.array([change] * rows, pa.string()),
-            pa.nulls(rows, pa.int32()) if levels is None else pa.array(levels, pa.int32()),
-            *(pa.nulls(rows, pa.string()) if code_ML is None else sid_column(code_ML) for code_ML in (before, after)),
+    gone, came = _others(len(old.hash_M), was_C), _others(len(new.hash_M), now_C)
+    was_X = np.concatenate([was_C[moved], gone, np.full(len(came), -1)])
+    now_X = np.concatenate([now_C[moved], np.full(len(gone), -1), came])
+    level_X = np.concatenate([level_C[moved], np.zeros(len(gone) + len(came), dtype=np.int64)])
+    ids = pa.chunked_array([new.id_M.take(now_C[moved]).to_arrow(), old.id_M.take(gone).to_arrow(), new.id_M.take(came).to_arrow()])
+    order = pc.sort_indices(ids).to_numpy()
+    for at in range(0, max(len(order), 1), rows):
+        part = order[at : at + rows]
+        was, now, level = was_X[part], now_X[part], level_X[part]
+        change = np.where(was < 0, ADDED, np.where(now < 0, REMOVED, MOVED))
+        yield pa.table(
+            {
+                "item_id": ids.take(pa.array(part)).combine_chunks().cast(pa.string()),
+                "change": pa.array(change.tolist(), pa.string()),
+                "level": pa.array(level, pa.int32(), mask=level == 0),
+                "old_sid": _sids(old.code_ML, was),
+                "new_sid": _sids(new.code_ML, now),
+            }
         )
-        parts.append(pa.table(dict(zip(names, columns, strict=True))))
-    return pa.concat_tables(parts).sort_by("item_id")
 
 
-def _first_changes(was_CL: NDArray[np.int64], now_CL: NDArray[np.int64]) -> NDArray[np.int64]:
+def _others(count: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    left = np.ones(count, dtype=bool)
+    left[rows] = False
+    return np.flatnonzero(left)
+
+
+def _sids(code_ML: NDArray[np.signedinteger[Any]], row_X: NDArray[np.int64]) -> pa.Array:
+    """SIDs of some rows as text; null for row -1."""
+    text = sid_column(code_ML[np.maximum(row_X, 0)]) if len(code_ML) else pa.nulls(len(row_X), pa.string())
+    return pc.if_else(pa.array(row_X >= 0), text, pa.scalar(None, pa.string()))
+
+
+def _first_changes(was_CL: NDArray[np.signedinteger[Any]], now_CL: NDArray[np.signedinteger[Any]]) -> NDArray[np.int64]:
     """First level (from 1) whose code differs, 0 if none does; SIDs of another length differ from the first level that one lacks."""
     shared = min(was_CL.shape[1], now_CL.shape[1])
     differs_CL = was_CL[:, :shared] != now_CL[:, :shared]
@@ -118,6 +130,14 @@ def counts(delta: pa.Table) -> dict[str, Any]:
     moved = {str(r["values"]): r["counts"] for r in sorted(pc.value_counts(levels).to_pylist(), key=lambda r: r["values"])}
     of = {name: int(pc.sum(pc.equal(delta.column("change"), name)).as_py() or 0) for name in (ADDED, REMOVED)}
     return {**of, MOVED: moved}
+
+
+def total(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """``counts`` of a whole from those of its parts."""
+    levels = sorted({level for part in parts for level in part[MOVED]}, key=int)
+    return {name: sum(part[name] for part in parts) for name in (ADDED, REMOVED)} | {
+        MOVED: {level: sum(part[MOVED].get(level, 0) for part in parts) for level in levels}
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +261,7 @@ def _numbered(*codes: NDArray[np.signedinteger[Any]]) -> tuple[NDArray[np.int64]
     """SIDs of two generations as numbers that are equal where the SIDs are."""
     width = max(code_ML.shape[1] for code_ML in codes)
     padded = [np.pad(code_ML, ((0, 0), (0, width - code_ML.shape[1])), constant_values=-1) for code_ML in codes]
-    number_X = np.unique(np.concatenate(padded), axis=0, return_inverse=True)[1].reshape(-1)
+    number_X = sid_keys(np.concatenate(padded))
     return number_X[: len(codes[0])], number_X[len(codes[0]) :]
 
 

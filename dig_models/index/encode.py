@@ -76,7 +76,7 @@ def write_nodes(model: Dig, trie: Trie, folder: Path) -> None:
     for level in range(trie.levels):
         code_PL = trie.codes(level)
         node_PD = create_npy(folder / f"level{level}.npy", np.float32, (len(code_PL), model.config.dim))
-        for first, last in chunks(len(code_PL), 16 * CHUNK):
+        for first, last in chunks(len(code_PL), 2 * CHUNK):
             node_PD[first:last] = model.prefix_embeddings(torch.from_numpy(code_PL[first:last]))[:, -1].numpy()
 
 

@@ -68,8 +68,3 @@ def write_groups(path: Path, groups: Iterable[pa.Table]) -> None:
     if writer is None:
         raise ValueError(f"{path}: no rows to write")
     writer.close()
-
-
-def write_table(table: pa.Table, path: Path) -> None:
-    """A small table as ``write_groups`` writes it; it may be empty."""
-    pq.write_table(table.replace_schema_metadata(None).combine_chunks(), path, row_group_size=ROW_GROUP, **_SETTINGS)

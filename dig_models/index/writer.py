@@ -12,12 +12,12 @@ import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +29,9 @@ from dig_models.faults import reached
 from dig_models.files import exclusive, naming_full_disk, replace_text, sync_dir, sync_tree
 from dig_models.index import generation as g
 from dig_models.index.catalogue import EMBEDDING, SID, Published, save_items
-from dig_models.index.diff import Sids, changes, counts
+from dig_models.index.diff import Sids, change_groups, counts, total
 from dig_models.index.encode import chunks, write_codes, write_nodes
-from dig_models.index.maps import ROW_GROUP, Codes, forward_rows, posting_rows, write_groups, write_table
+from dig_models.index.maps import ROW_GROUP, Codes, forward_rows, posting_rows, write_groups
 from dig_models.index.reader import codebook_digest
 from dig_models.index.state import save_state
 from dig_models.items import ItemTable
@@ -241,20 +241,26 @@ def complete(root: Path, staging: Path, draft: g.Manifest) -> None:
     """Compare with what is current, write the delta, and last of all the manifest."""
     new = Sids.read(staging, draft.id)
     previous, old = _previous(root, draft.id)
-    rows = changes(old, new)
-    write_table(rows, staging / g.DELTA)
+    found: list[dict[str, Any]] = []
+    write_groups(staging / g.DELTA, _counted(change_groups(old, new), found))
     reached("index.delta_written")
     moved = None if old is None else churn(old.hash_M, old.code_ML, new.hash_M, new.code_ML)
     manifest = draft.model_copy(
         update={
             "previous": previous,
             "churn": None if moved is None else moved.as_dict(),
-            "delta": counts(rows),
+            "delta": total(found),
             "files": {**draft.files, g.DELTA: g.file_entry(staging / g.DELTA)},
         }
     )
     replace_text(staging / g.MANIFEST, manifest.sealed().text())
     reached("index.manifest_written")
+
+
+def _counted(groups: Iterable[pa.Table], found: list[dict[str, Any]]) -> Iterator[pa.Table]:
+    for group in groups:
+        found.append(counts(group))
+        yield group
 
 
 def install(root: Path, staging: Path, generation: str) -> None:

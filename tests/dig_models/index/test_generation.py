@@ -270,7 +270,7 @@ def test_a_damaged_current_does_not_keep_the_next_from_being_published(
     tmp_path: Path, release: Release, next_release: Release, publish: Publish
 ) -> None:
     first = publish(tmp_path, release)
-    (tmp_path / g.GENERATIONS / first / g.ITEM_TO_SID).write_bytes(b"PAR1")
+    (tmp_path / g.GENERATIONS / first / "items" / "sid.npy").write_bytes(b"x")
     second = publish(tmp_path, next_release)
     manifest = g.read_manifest(tmp_path, second)
     assert (manifest.previous, manifest.churn, manifest.delta["added"]) == (first, None, 59)
