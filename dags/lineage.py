@@ -148,6 +148,13 @@ def of_model(job: str, day: date, config: Config) -> Lineage:
 
 
 UNDATED = {
+    "arrivals": Lineage(
+        reads=(Touched(place="source", name="items"),), writes=(Touched(place="lake", name="items", what="snapshot of the day"),)
+    ),
+    "fresh": Lineage(
+        reads=(Touched(place="lake", name="items"), CURRENT, PROMOTIONS, Touched(place="index", name="generations")),
+        writes=(Touched(place="index", name="generations", what="a delta"), CURRENT, PROMOTIONS),
+    ),
     "promote": Lineage(
         reads=(CURRENT, PROMOTIONS, Touched(place="index", name="generations"), Touched(place="models", name="versions")),
         writes=(Touched(place="models", name="aliases champion and previous"), CURRENT, PROMOTIONS),
@@ -161,4 +168,4 @@ UNDATED = {
     "sweep": Lineage(reads=(), writes=(Touched(place="lake", name="_staging"),)),
     "watch": Lineage(reads=(CURRENT,), writes=()),
 }
-"""What is read and written by tasks that have no date, by job or task."""
+"""What is read and written by tasks whose date is not that of a daily run, by job or task."""

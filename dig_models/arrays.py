@@ -183,6 +183,13 @@ class Strings:
         except pa.ArrowInvalid as error:
             raise ArrayError(f"{what}: {str(error).splitlines()[0]}") from None
 
+    @classmethod
+    def concat(cls, parts: Sequence[Strings]) -> Strings:
+        """Several lists as one."""
+        lengths = [np.diff(part.start_N1) for part in parts]
+        start_N1 = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
+        return cls(start_N1, np.concatenate([part.byte_X[int(part.start_N1[0]) : int(part.start_N1[-1])] for part in parts]))
+
     def after(self, first: int) -> Strings:
         """Those from a position on, over the same arrays."""
         start_N1 = self.start_N1[first:]

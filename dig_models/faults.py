@@ -87,6 +87,10 @@ POINTS: dict[str, str] = {
     "index.switched": "CURRENT names the new generation",
     "index.retired": "a generation that is one too many has lost its name; its files are still there",
     "index.retention_done": "only as many generations as index.keep says are left",
+    # A delta generation is written; its other points are those of any generation.
+    "refresh.reused": "model, user state and crosses of the whole generation are staged under another name",
+    "refresh.items_written": "the item table with its SIDs is staged, with the new items and without those that were withdrawn",
+    "refresh.staged": "everything of the delta generation is staged but delta and manifest",
     # Alias and CURRENT move together.
     "promotion.intent_written": "the intent of a move is on disk, nothing has moved",
     "promotion.previous_moved": "the alias previous has moved",

@@ -168,6 +168,7 @@ class IndexConfig(Strict):
     """SID index generations."""
 
     keep: Positive = 5
+    fresh_days: Positive = Field(14, description="days that a new item stays in the index before it must have events of its own")
     mirrors: tuple[Annotated[str, AfterValidator(_place_of_mirror)], ...] = Field(
         (), description="URLs of stores that hold a copy for hosts that do not mount the index, as s3://bucket/index"
     )

@@ -230,10 +230,19 @@ def _carry_out(config: Config, root: Path, entry: Entry) -> None:
     _close(root, entry)
 
 
+def pinned(root: Path) -> set[str]:
+    """Generations that retention must leave: what is in force, what a rollback goes back to, and both ends of a move under way."""
+    pairs = standing(moves(root))[-2:]
+    if (root / INTENT).is_file():
+        entry = Entry.parse((root / INTENT).read_text(encoding="utf-8"))
+        pairs += [entry.before, entry.after]
+    return {pair.generation for pair in pairs if pair.generation}
+
+
 def _retire(config: Config, root: Path) -> None:
     """Remove generations that are too many, unless a writer is at work; then the next move does."""
     with suppress(BlockingIOError), locked(root, wait=False):
-        retain(root, config.index.keep, also={pair.generation for pair in standing(moves(root))[-2:] if pair.generation})
+        retain(root, config.index.keep, also=pinned(root))
 
 
 def _close(root: Path, entry: Entry) -> Entry:

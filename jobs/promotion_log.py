@@ -16,7 +16,7 @@ from jobs.entry import JobError
 
 LOG = "promotions.jsonl"
 NOTHING = "none"
-Action = Literal["promote", "rollback"]
+Action = Literal["promote", "rollback", "refresh"]
 Outcome = Literal["promoted", "refused", "undone"]
 
 
@@ -122,11 +122,14 @@ def moves(root: Path) -> list[Entry]:
 
 
 def standing(carried_out: Sequence[Entry]) -> list[Pair]:
-    """Pairs that were in force one on top of the other: a promotion adds one, a rollback takes one away; the last is in force."""
+    """Pairs that were in force one on top of the other: a promotion adds one, a rollback takes one away; the last is in force.
+
+    A refresh puts its generation in the place of the one that it was made from: a rollback goes back past both.
+    """
     stack: list[Pair] = []
     for entry in carried_out:
         known = stack[-1:] == [entry.before]
-        if entry.action == "rollback" and known:
+        if entry.action in ("rollback", "refresh") and known:
             stack.pop()
         elif entry.action == "promote" and not known and entry.before.version and entry.before.generation:
             stack.append(entry.before)  # came into force before there was a log, or past it

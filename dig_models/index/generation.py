@@ -202,12 +202,12 @@ def generations(root: Path) -> list[str]:
     return in_order(p.name for p in home.iterdir()) if home.is_dir() else []
 
 
-def is_delta(root: Path, generation: str) -> bool:
-    """Whether a generation was made from a whole one; one that cannot be read is taken for a whole one."""
+def base_of(root: Path, generation: str) -> str | None:
+    """The whole generation that a delta generation was made from; None for a whole one, and for one that cannot be read."""
     try:
-        return read_manifest(root, generation).base is not None
+        return read_manifest(root, generation).base
     except IndexCorrupt:
-        return False
+        return None
 
 
 def current(root: Path) -> str | None:

@@ -12,7 +12,7 @@ import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -105,22 +105,35 @@ def build(root: Path, release: Release) -> str:
             "loss.recall 0 or stopped in its warm-up), so its items have no semantic IDs; promote another version"
         )
     read_meta(release.cross_arrays, release.bundle.spec)
+    return assemble(root, lambda staging: write_content(staging, release))
+
+
+def assemble(root: Path, write: Callable[[Path], g.Manifest]) -> str:
+    """Stage a generation, complete it and give it its name; one with the same content that is whole stays as it is.
+
+    Args:
+        root: the index folder; the caller holds ``locked(root)``.
+        write: fills the staging folder with every file but delta and manifest.
+
+    Returns:
+        The id.
+    """
     staging = root / STAGING
     _clear(root)
     try:
         with naming_full_disk(root):
             staging.mkdir(parents=True)
             reached("index.cleared")
-            draft = write_content(staging, release)
-        if _whole(root, draft.id):
-            log.info("index generation %s is there already", draft.id)
-            return draft.id
+            drafted = write(staging)
+        if _whole(root, drafted.id):
+            log.info("index generation %s is there already", drafted.id)
+            return drafted.id
         with naming_full_disk(root):
-            complete(root, staging, draft)
+            complete(root, staging, drafted)
             sync_tree(staging)
         reached("index.synced")
-        install(root, staging, draft.id)
-        return draft.id
+        install(root, staging, drafted.id)
+        return drafted.id
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -290,8 +303,8 @@ def switch(root: Path, generation: str) -> None:
 def superfluous(root: Path, keep: int, also: Collection[str] = ()) -> list[str]:
     """Generations that ``retain`` would remove, oldest first.
 
-    Kept are the newest ``keep`` whole ones, the current one, the one before it and the one that a delta generation was made from, those
-    in ``also``, and those that a reader holds open.
+    Kept are the newest ``keep`` whole ones, the current one, the one before it, the one that it was made from if it is a delta
+    generation, deltas made from it, which may be about to serve, those in ``also``, and those that a reader holds open.
 
     Raises:
         IndexCorrupt: the current one's manifest cannot be read.
@@ -301,8 +314,9 @@ def superfluous(root: Path, keep: int, also: Collection[str] = ()) -> list[str]:
     if now is not None:
         manifest = g.read_manifest(root, now)
         kept |= {now, manifest.previous or now, manifest.base or now}
-    whole = [generation for generation in there if not g.is_delta(root, generation)]
-    kept |= set(whole[-keep:])
+    bases = {generation: g.base_of(root, generation) for generation in there}
+    kept |= set([generation for generation, base in bases.items() if base is None][-keep:])
+    kept |= {generation for generation, base in bases.items() if base and g.read_manifest(root, generation).previous == now}
     return [generation for generation in there if generation not in kept and not is_open(g.generation_dir(root, generation))]
 
 

@@ -20,14 +20,15 @@ CHAINS = {
     "dig_retrain": ["train", "evaluate", "register", "gate"],
     "dig_publish": ["index", "promote", "summary", "report"],
     "dig_promote": ["request", "promote"],
+    "dig_refresh": ["arrivals", "fresh"],
     "dig_watch": ["watch"],
 }
 ALL = {*CHAINS, "dig_backfill"}
 DAILY = ("dig_features", "dig_retrain", "dig_publish")
 POOLS = {
-    "dig_spark": {"ingest", "item_features", "u2i_crosses", "examples", "features"},
+    "dig_spark": {"arrivals", "ingest", "item_features", "u2i_crosses", "examples", "features"},
     "dig_train": {"train", "evaluate"},
-    "dig_promotion": {"promote"},
+    "dig_promotion": {"promote", "fresh"},
 }
 TASKS = [
     *((dag_id, task_id) for dag_id, chain in CHAINS.items() for task_id in chain),
@@ -223,7 +224,7 @@ def test_mirrors_are_brought_along_by_a_task_that_holds_no_slot_of_the_promotion
 import json
 from airflow.dag_processing.dagbag import DagBag
 bag = DagBag({str(DAGS)!r})
-tasks = [bag.dags[dag_id].get_task("mirrors") for dag_id in ("dig_publish", "dig_promote")]
+tasks = [bag.dags[dag_id].get_task("mirrors") for dag_id in ("dig_publish", "dig_promote", "dig_refresh")]
 print(json.dumps([[sorted(task.upstream_task_ids), task.pool, task.retries > 0] for task in tasks]))
 """
     environment = os.environ | {
@@ -231,7 +232,7 @@ print(json.dumps([[sorted(task.upstream_task_ids), task.pool, task.retries > 0] 
         "DIG_INDEX__MIRRORS": '["memory://bucket/index"]',
     }
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, cwd=DAGS.parent)
-    assert json.loads(done.stdout.splitlines()[-1]) == [[["promote"], "default_pool", True]] * 2
+    assert json.loads(done.stdout.splitlines()[-1]) == [*[[["promote"], "default_pool", True]] * 2, [["fresh"], "default_pool", True]]
 
 
 def test_redis_follows_every_move_and_the_lists_of_all_users_a_publication(tmp_path: Path) -> None:
@@ -240,7 +241,7 @@ import json
 from airflow.dag_processing.dagbag import DagBag
 bag = DagBag({str(DAGS)!r})
 assert not bag.import_errors, bag.import_errors
-tasks = [bag.dags[dag_id].get_task("redis") for dag_id in ("dig_publish", "dig_promote")]
+tasks = [bag.dags[dag_id].get_task("redis") for dag_id in ("dig_publish", "dig_promote", "dig_refresh")]
 lists = bag.dags["dig_publish"].get_task("recommend")
 found = [[sorted(task.upstream_task_ids), task.pool] for task in (*tasks, lists)]
 print(json.dumps([found, bag.dags["dig_promote"].has_task("recommend")]))
@@ -251,4 +252,4 @@ print(json.dumps([found, bag.dags["dig_promote"].has_task("recommend")]))
     }
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, cwd=DAGS.parent)
     follows = [["promote"], "default_pool"]
-    assert json.loads(done.stdout.splitlines()[-1]) == [[follows, follows, [["promote"], "dig_spark"]], False]
+    assert json.loads(done.stdout.splitlines()[-1]) == [[follows, follows, [["fresh"], "default_pool"], [["promote"], "dig_spark"]], False]

@@ -1,0 +1,203 @@
+"""Delta generations: new items come, withdrawn ones go, nothing else moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import synthetic
+
+from dig_models.features import FeatureSpec, FeatureSpecMismatch, hash_id
+from dig_models.index import generation as g
+from dig_models.index.reader import IndexReader
+from dig_models.index.refresh import Fresh, refresh
+from dig_models.index.verify import verify
+from dig_models.index.writer import Release, locked, retain, switch
+from dig_models.items import ItemTable
+
+Publish = Callable[[Path, Release], str]
+NEW, GONE = ["fresh-1", "fresh-2"], ["i3", "i7"]
+
+
+def hashes(ids: list[str]) -> np.ndarray:
+    return np.array([hash_id(i) for i in ids], dtype=np.int64)
+
+
+def fresh(spec: FeatureSpec, new: list[str] = NEW, gone: list[str] = GONE) -> Fresh:
+    return Fresh(arrived=synthetic.make_items(spec, new) if new else none(spec), withdrawn=hashes(gone))
+
+
+def none(spec: FeatureSpec) -> ItemTable:
+    one = synthetic.make_items(spec, ["x"])
+    return ItemTable(
+        hash_N=one.hash_N[:1],
+        id_N=one.id_N[:1],
+        name_N=one.name_N[:1],
+        fields={k: v[:1] for k, v in one.fields.items()},
+        numbers={k: v[:1] for k, v in one.numbers.items()},
+        key_KN=one.key_KN[:, :1],
+    )
+
+
+def apply(root: Path, spec: FeatureSpec, change: Fresh) -> str:
+    """Refresh, verify, switch."""
+    with locked(root):
+        generation = refresh(root, change, spec)
+        verify(root, generation)
+        switch(root, generation)
+    return generation
+
+
+def sids(reader: IndexReader) -> dict[str, tuple[int, ...]]:
+    return {str(item): reader.sid(row) for row, item in enumerate(reader.bundle.items.id_N) if row}
+
+
+def test_new_items_get_sids_and_withdrawn_ones_leave_and_the_others_stay(tmp_path: Path, release: Release, publish: Publish) -> None:
+    spec = release.bundle.spec
+    before = sids(IndexReader.open(tmp_path, publish(tmp_path, release)))
+    delta = IndexReader.open(tmp_path, apply(tmp_path, spec, fresh(spec)))
+    after = sids(delta)
+    assert after.keys() - before.keys() == set(NEW)
+    assert before.keys() - after.keys() == set(GONE)
+    assert all(after[item] == before[item] for item in after.keys() & before.keys())
+    postings = pq.read_table(delta.folder / g.SID_TO_ITEMS).column("items").to_pylist()
+    listed = [item for some in postings for item in some]
+    assert sorted(listed) == sorted(after)
+    rows = pq.read_table(delta.folder / g.DELTA).to_pylist()
+    assert {r["item_id"]: r["change"] for r in rows} == dict.fromkeys(NEW, "added") | dict.fromkeys(GONE, "removed")
+
+
+def test_a_new_item_has_the_sid_that_the_encoder_would_give_it_in_a_whole_index(tmp_path: Path, release: Release, publish: Publish) -> None:
+    spec = release.bundle.spec
+    publish(tmp_path / "delta", release)
+    delta = IndexReader.open(tmp_path / "delta", apply(tmp_path / "delta", spec, fresh(spec, gone=[])))
+    whole = synthetic.make_items(spec, [*release.items.id_N[1:], *NEW])
+    full = IndexReader.open(tmp_path / "full", publish(tmp_path / "full", replace(release, items=whole)))
+    assert sids(delta) == sids(full)
+    assert np.allclose(delta.retriever.embedding_ND, full.retriever.embedding_ND, atol=1e-5)
+
+
+def test_a_new_item_can_be_recommended_at_once_and_a_withdrawn_one_cannot(tmp_path: Path, release: Release, publish: Publish) -> None:
+    spec = release.bundle.spec
+    publish(tmp_path, release)
+    reader = IndexReader.open(tmp_path, apply(tmp_path, spec, fresh(spec)))
+    every = len(reader.bundle.items) - 1
+    found = reader.retriever.retrieve(reader.state, np.array([1]), k=every, beam=every, rerank=every)
+    names = set(reader.bundle.items.id_N[found.item_GJ[0]])
+    assert set(NEW) <= names and not names & set(GONE)
+
+
+def test_histories_follow_the_items(tmp_path: Path, release: Release, publish: Publish) -> None:
+    spec = release.bundle.spec
+    old = IndexReader.open(tmp_path, publish(tmp_path, release))
+    new = IndexReader.open(tmp_path, apply(tmp_path, spec, fresh(spec)))
+    was = old.bundle.items.id_N[old.state.history_item]
+    now = new.bundle.items.id_N[new.state.history_item]
+    assert [("" if item in GONE else item) for item in was] == list(now)
+
+
+def test_what_does_not_change_is_the_same_file(tmp_path: Path, release: Release, publish: Publish) -> None:
+    spec = release.bundle.spec
+    home = tmp_path / g.GENERATIONS
+    base = publish(tmp_path, release)
+    delta = apply(tmp_path, spec, fresh(spec))
+    shared = {
+        name for name in g.read_manifest(tmp_path, delta).files if (home / delta / name).stat().st_ino == (home / base / name).stat().st_ino
+    }
+    own = {name for name in g.read_manifest(tmp_path, base).files if name.startswith(("model/", "state/"))} - {"state/history.item.npy"}
+    assert shared == own
+
+
+def test_a_delta_says_what_it_was_made_from(tmp_path: Path, release: Release, publish: Publish) -> None:
+    spec = release.bundle.spec
+    base = publish(tmp_path, release)
+    one = g.read_manifest(tmp_path, apply(tmp_path, spec, fresh(spec)))
+    two = g.read_manifest(tmp_path, apply(tmp_path, spec, fresh(spec, [*NEW, "fresh-3"], ["i3"])))
+    assert (one.base, one.previous, two.base, two.previous) == (base, base, base, one.id)
+    assert (one.date, one.model_version) == (release.day, "1")
+    assert two.delta == {"added": 2, "removed": 0, "moved": {}}, "fresh-3 came, and i7 came back"
+    reader = IndexReader.open(tmp_path)
+    assert sids(reader)["i7"] == sids(IndexReader.open(tmp_path, base))["i7"]
+
+
+def test_an_item_that_was_fresh_an_hour_ago_keeps_its_sid(tmp_path: Path, release: Release, publish: Publish) -> None:
+    """Even if its fields have changed meanwhile."""
+    spec = release.bundle.spec
+    publish(tmp_path, release)
+    before = sids(IndexReader.open(tmp_path, apply(tmp_path, spec, fresh(spec))))
+    other = synthetic.make_items(spec, [*NEW, "fresh-3"], seed=5)
+    after = sids(IndexReader.open(tmp_path, apply(tmp_path, spec, Fresh(arrived=other, withdrawn=hashes(GONE)))))
+    assert {item: after[item] for item in NEW} == {item: before[item] for item in NEW}
+
+
+def test_the_same_again_changes_no_byte(tmp_path: Path, release: Release, publish: Publish) -> None:
+    spec = release.bundle.spec
+    publish(tmp_path, release)
+    first = apply(tmp_path, spec, fresh(spec))
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert apply(tmp_path, spec, fresh(spec)) == first
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_nothing_new_is_the_whole_generation_itself(tmp_path: Path, release: Release, publish: Publish) -> None:
+    spec = release.bundle.spec
+    base = publish(tmp_path, release)
+    assert apply(tmp_path, spec, fresh(spec, [], [])) == base
+    apply(tmp_path, spec, fresh(spec))
+    assert apply(tmp_path, spec, fresh(spec, [], ["unknown"])) == base, "all went as it came"
+
+
+def test_unknown_values_take_the_bucket_of_what_is_missing(tmp_path: Path, release: Release, publish: Publish) -> None:
+    spec = release.bundle.spec
+    publish(tmp_path, release)
+    items = synthetic.make_items(spec, ["blank"])
+    blank = replace(items, fields={k: np.zeros_like(v) for k, v in items.fields.items()}, key_KN=np.zeros_like(items.key_KN))
+    reader = IndexReader.open(tmp_path, apply(tmp_path, spec, Fresh(arrived=blank, withdrawn=hashes([]))))
+    assert min(sids(reader)["blank"]) >= 0
+
+
+def test_another_feature_spec_is_refused(tmp_path: Path, release: Release, publish: Publish) -> None:
+    publish(tmp_path, release)
+    spec = release.bundle.spec
+    other = FeatureSpec.model_validate({**spec.model_dump(), "half_life_days": 3.0})
+    with pytest.raises(FeatureSpecMismatch, match="index generation"):
+        apply(tmp_path, other, fresh(spec))
+    assert len(g.generations(tmp_path)) == 1
+
+
+def test_a_bucket_that_the_spec_does_not_have_is_refused_and_nothing_is_left(tmp_path: Path, release: Release, publish: Publish) -> None:
+    spec = release.bundle.spec
+    base = publish(tmp_path, release)
+    wrong = synthetic.make_items(spec, NEW)
+    name = next(iter(wrong.fields))
+    wrong = replace(wrong, fields={**wrong.fields, name: wrong.fields[name] + 1_000_000})
+    with pytest.raises(ValueError, match=f"field '{name}': bucket"):
+        apply(tmp_path, spec, Fresh(arrived=wrong, withdrawn=hashes([])))
+    assert (g.generations(tmp_path), g.current(tmp_path)) == ([base], base)
+    assert not (tmp_path / ".staging").exists()
+
+
+def test_an_index_whose_every_item_was_withdrawn_is_refused(tmp_path: Path, release: Release, publish: Publish) -> None:
+    publish(tmp_path, release)
+    with pytest.raises(g.NotIndexable, match="no item would be left"):
+        apply(tmp_path, release.bundle.spec, fresh(release.bundle.spec, [], list(release.items.id_N[1:])))
+
+
+def test_an_index_that_was_never_published_cannot_be_refreshed(tmp_path: Path, release: Release) -> None:
+    with pytest.raises(g.IndexMissing, match="no index was published yet"):
+        apply(tmp_path, release.bundle.spec, fresh(release.bundle.spec))
+
+
+def test_retention_counts_whole_generations_and_keeps_the_base(tmp_path: Path, release: Release, publish: Publish) -> None:
+    spec = release.bundle.spec
+    older = [publish(tmp_path, replace(release, day=release.day.replace(day=d))) for d in (1, 2)]
+    base = publish(tmp_path, release)
+    deltas = [apply(tmp_path, spec, fresh(spec, [f"fresh-{n}"])) for n in range(4)]
+    with locked(tmp_path):
+        gone = retain(tmp_path, keep=2)
+    assert set(gone) == {older[0], *deltas[:2]}
+    assert set(g.generations(tmp_path)) == {older[1], base, deltas[2], deltas[3]}
