@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from jobs import cli_lake, cli_mirror, cli_package, cli_promote, cli_show
+from jobs import cli_index, cli_lake, cli_mirror, cli_package, cli_promote, cli_show
 from jobs.cli_options import ConfigOption, SetOption, settings
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ app.command()(cli_promote.promote)
 app.command()(cli_promote.rollback)
 cli_show.index_app.command("log")(cli_promote.index_log)
 cli_mirror.add_to(cli_show.index_app)
+cli_index.add_to(cli_show.index_app)
 cli_show.index_app.command("package")(cli_package.package)
 
 WRONG, INTERRUPTED = 2, 130

@@ -19,7 +19,7 @@ from dig_models.faults import reached
 from dig_models.files import append_line, exclusive, replace_text
 from dig_models.index import generation as g
 from dig_models.index.verify import verify
-from dig_models.index.writer import locked, retain, switch
+from dig_models.index.writer import locked, retain, superfluous, switch
 from jobs import registry
 from jobs.config import Config
 from jobs.entry import Held, JobError, ServiceAway
@@ -243,6 +243,32 @@ def _retire(config: Config, root: Path) -> None:
     """Remove generations that are too many, unless a writer is at work; then the next move does."""
     with suppress(BlockingIOError), locked(root, wait=False):
         retain(root, config.index.keep, also=pinned(root))
+
+
+def collect(config: Config, keep: int | None = None, *, dry_run: bool = False) -> list[str]:
+    """Remove the generations that are too many: see ``dig_models.index.writer.superfluous``; what a rollback needs stays too.
+
+    Args:
+        config: settings in force.
+        keep: newest whole generations that stay; ``index.keep`` by default.
+        dry_run: only say which would go.
+
+    Returns:
+        Ids that were removed, or would be, oldest first.
+
+    Raises:
+        Held: an index is being written just now.
+        JobError: the current generation, or the log, cannot be read: then nothing says what is needed.
+    """
+    root = index_root(config)
+    try:
+        with locked(root, wait=False):
+            choose = superfluous if dry_run else retain
+            return choose(root, keep or config.index.keep, also=pinned(root))
+    except BlockingIOError as error:
+        raise Held(f"{root}: a writer is at work ({error.strerror}); nothing was removed: ask again when it is done") from None
+    except g.IndexCorrupt as error:
+        raise JobError(str(error)) from error
 
 
 def _close(root: Path, entry: Entry) -> Entry:

@@ -14,10 +14,10 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -25,6 +25,9 @@ from fsspec.implementations.local import LocalFileSystem
 from dig_models.faults import reached
 from dig_models.files import exclusive, replace_text, sync_tree
 from dig_models.index import generation as g
+
+if TYPE_CHECKING:
+    from dig_models.index.reader import IndexReader
 
 log = logging.getLogger(__name__)
 PULLING = ".pulling"
@@ -98,7 +101,7 @@ def push(root: Path, url: str, generation: str | None = None, *, keep: int | Non
             if switched:
                 store.put_text(g.CURRENT, f"{wanted}\n")
                 reached("mirror.current")
-            removed = store.retain(keep, {wanted, manifest.previous}) if keep else []
+            removed = store.remove(store.superfluous(keep, {wanted, manifest.previous, manifest.base})) if keep else []
     size = sum(manifest.files[name].size for name in sent)
     log.info("mirror %s serves %s; %d of %d files sent, %d bytes", url, wanted, len(sent), len(manifest.files), size)
     return Pushed(url=url, generation=wanted, sent=len(sent), sent_bytes=size, switched=switched, removed=tuple(removed))
@@ -135,6 +138,62 @@ def pull(url: str, root: Path, generation: str | None = None, *, keep: int | Non
             done = _pull(store, root, generation, keep)
     log.info("%s serves %s of mirror %s; %d files, %d bytes fetched", root, done.generation, url, done.received, done.received_bytes)
     return done
+
+
+def collect(url: str, keep: int, *, dry_run: bool = False) -> list[str]:
+    """Remove the generations of a mirror that are too many; nobody may push to it meanwhile.
+
+    Kept are the newest ``keep`` whole ones, its current one, the one before that, and the one that it was made from if it is a delta.
+
+    Args:
+        url: the mirror.
+        keep: whole generations that stay.
+        dry_run: only say which would go.
+
+    Returns:
+        Ids that were removed, or would be, oldest first.
+
+    Raises:
+        IndexMissing: the mirror serves nothing, so nothing says what is needed.
+        IndexCorrupt: what it serves is damaged.
+        MirrorFailed: the store refused or did not answer.
+    """
+    with _store(url) as store:
+        now = store.manifest(store.serves())
+        gone = store.superfluous(keep, {now.id, now.previous, now.base})
+        return gone if dry_run else store.remove(gone)
+
+
+def open_remote(url: str, cache: Path, generation: str | None = None, *, keep: int = 2) -> IndexReader:
+    """Open what a mirror serves, or one of its generations, through a local folder; the mirror's ``CURRENT`` is read each time.
+
+    What the folder lacks is fetched and every byte of it is compared with its manifest; a file that another generation there has is not
+    fetched again. What is there was checked when it came, and is opened at once.
+
+    Args:
+        url: the mirror.
+        cache: a folder of this host, used for this mirror alone.
+        generation: id; None for what the mirror serves.
+        keep: newest whole generations that stay in the folder; what a reader has open stays in any case.
+
+    Raises:
+        IndexMissing: nothing was pushed yet, or there is no such generation.
+        IndexCorrupt: it is damaged in the mirror; nothing of it is kept.
+        MirrorFailed: the store did not answer.
+    """
+    from dig_models.index.reader import IndexReader
+    from dig_models.index.writer import locked, retain
+
+    with _store(url) as store:
+        wanted = generation or store.serves()
+        if wanted not in g.generations(cache):
+            with locked(cache):
+                wanted = _follow(store, cache, generation)[0]
+                shutil.rmtree(cache / PULLING, ignore_errors=True)
+    with locked(cache):
+        reader = IndexReader.open(cache, wanted)
+        retain(cache, keep, also={wanted})
+    return reader
 
 
 class _Store:
@@ -219,15 +278,27 @@ class _Store:
             return False
         return all(self.holds(f"{g.GENERATIONS}/{generation}/{name}", entry) for name, entry in files.items())
 
-    def retain(self, keep: int, needed: set[str | None]) -> list[str]:
-        """Remove all but the newest generations and the needed ones; the manifest first: what is half removed must not pass for whole."""
+    def superfluous(self, keep: int, needed: set[str | None]) -> list[str]:
+        """All but the newest ``keep`` whole generations and those that are needed, oldest first; half a one counts as whole."""
         there = self.generations()
-        gone = [generation for generation in there[:-keep] if generation not in needed]
+        whole = [generation for generation in there if self._base(generation) is None]
+        kept = {*whole[-keep:], *needed}
+        return [generation for generation in there if generation not in kept]
+
+    def _base(self, generation: str) -> str | None:
+        try:
+            return self.manifest(generation).base
+        except (g.IndexMissing, g.IndexCorrupt):
+            return None
+
+    def remove(self, gone: list[str]) -> list[str]:
+        """Remove generations, the manifest first: what is half removed must not pass for whole."""
         for generation in gone:
             home = f"{g.GENERATIONS}/{generation}"
             if self.size(f"{home}/{g.MANIFEST}") is not None:
                 self.fs.rm_file(self.at(f"{home}/{g.MANIFEST}"))
-            self.fs.rm(self.at(home), recursive=True)
+            with suppress(FileNotFoundError):  # an object store has no empty folders: the manifest was all there was
+                self.fs.rm(self.at(home), recursive=True)
         return gone
 
 
@@ -293,19 +364,25 @@ def _follow(store: _Store, root: Path, generation: str | None) -> tuple[str, int
 
 def _fetch(store: _Store, root: Path, generation: str) -> tuple[int, int]:
     """Bring one generation into its local place, whole; returns files and bytes fetched."""
-    from dig_models.index.writer import install
+    from dig_models.index.writer import install, link_or_copy
 
     manifest = store.manifest(generation)
     if _whole(root, manifest):
         return 0, 0
     staging = root / PULLING / generation
     staging.mkdir(parents=True, exist_ok=True)
-    files = size = 0
+    files, size, here = 0, 0, _files_here(root)
     for name, entry in manifest.files.items():
         target = staging / name
         if target.is_file() and g.file_entry(target) == entry:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
+        if entry.sha256 in here:  # another generation has the same file, as a delta generation has those of its base
+            target.unlink(missing_ok=True)
+            link_or_copy(here[entry.sha256], target)
+            if g.file_entry(target) == entry:
+                continue
+            target.unlink()
         store.fs.get_file(store.at(f"{g.GENERATIONS}/{generation}/{name}"), str(target))
         if (found := g.file_entry(target)) != entry:
             raise g.IndexCorrupt(
@@ -322,6 +399,18 @@ def _fetch(store: _Store, root: Path, generation: str) -> tuple[int, int]:
     install(root, staging, generation)
     reached("pull.installed")
     return files, size
+
+
+def _files_here(root: Path) -> dict[str, Path]:
+    """Files of the local generations by their SHA-256, as the manifests have it."""
+    found: dict[str, Path] = {}
+    for generation in g.generations(root):
+        with suppress(g.IndexCorrupt):
+            home = g.generation_dir(root, generation)
+            found |= {
+                entry.sha256: home / name for name, entry in g.read_manifest(root, generation).files.items() if (home / name).is_file()
+            }
+    return found
 
 
 def _whole(root: Path, manifest: g.Manifest) -> bool:

@@ -19,7 +19,7 @@ import pytest
 
 from dig_models.features import FeatureSpec
 from dig_models.index import generation as g
-from dig_models.index.mirror import MirrorFailed, pull, push
+from dig_models.index.mirror import MirrorFailed, collect, open_remote, pull, push
 from dig_models.index.reader import IndexReader
 from dig_models.index.verify import verify
 from jobs.processes import stop, tree
@@ -179,3 +179,17 @@ def test_a_store_that_refuses_or_is_away_is_one_clear_error(
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(MirrorFailed, match=rf"mirror {URL}: .*127\.0\.0\.1"):
         pull(URL, tmp_path / "cache")
+
+
+def test_a_reader_opens_from_the_store_and_old_generations_leave_it(
+    index: tuple[Path, str, str], bucket: fsspec.AbstractFileSystem, tmp_path: Path
+) -> None:
+    root, first, second = index
+    bucket.pipe_file(f"{BUCKET}/index/{g.GENERATIONS}/2000-01-01-v1-0123456789/{g.MANIFEST}", b"{}")
+    push(root, URL, first)
+    assert open_remote(URL, tmp_path / "cache").manifest.id == first
+    push(root, URL, second)
+    assert open_remote(URL, tmp_path / "cache").manifest.id == second
+    assert collect(URL, 1, dry_run=True) == ["2000-01-01-v1-0123456789"]
+    assert collect(URL, 1) == ["2000-01-01-v1-0123456789"]
+    assert {path.split("/")[3] for path in bucket.find(f"{BUCKET}/index/{g.GENERATIONS}")} == {first, second}

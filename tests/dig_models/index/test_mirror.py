@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
+import synthetic
 
 from dig_models.index import generation as g
 from dig_models.index import mirror
-from dig_models.index.mirror import PROMOTIONS, MirrorFailed, pull, push
+from dig_models.index.mirror import PROMOTIONS, MirrorFailed, collect, open_remote, pull, push
 from dig_models.index.reader import IndexReader
-from dig_models.index.writer import Release, switch
+from dig_models.index.refresh import Fresh, refresh
+from dig_models.index.verify import verify
+from dig_models.index.writer import Release, locked, switch
 from jobs import cli
 from jobs.config import load
 from jobs.entry import JobError
@@ -151,7 +155,8 @@ def test_a_pull_that_dies_anywhere_leaves_what_served_and_goes_on(
     push(root, url, first)
     pull(url, cache)
     push(root, url, second)
-    files = len(g.read_manifest(root, second).files)
+    there = {entry.sha256 for entry in g.read_manifest(root, first).files.values()}  # what the first has is not fetched again
+    files = sum(entry.sha256 not in there for entry in g.read_manifest(root, second).files.values())
     for at in range(files + 1):
         with monkeypatch.context() as patch:
             seen = dies_at(patch, 1)
@@ -347,3 +352,85 @@ def test_the_command_line_pushes_and_pulls(
     assert g.current(tmp_path / "cache") == second
     assert cli.main(["index", "pull", url, "--generation", first, "--set", f"paths.index={tmp_path / 'cache'}"]) == 2
     assert f"no whole generation {first}" in capsys.readouterr().err
+
+
+# ---- reading through a local folder, and clearing up -----------------------------------------------------------------
+
+
+def test_a_reader_opens_what_a_mirror_serves_through_a_folder(index: tuple[Path, str, str], url: str, tmp_path: Path) -> None:
+    root, first, second = index
+    cache = tmp_path / "cache"
+    push(root, url, first)
+    old = open_remote(url, cache)
+    push(root, url, second)
+    new = open_remote(url, cache, keep=1)
+    assert (old.manifest.id, new.manifest.id) == (first, second)
+    for reader in (old, new):
+        there = IndexReader.open(root, reader.manifest.id)
+        asked = (reader.retriever.retrieve(reader.state, np.array([1]), k=5, beam=5, rerank=5) for reader in (reader, there))
+        one, two = asked
+        assert one.item_GJ.tolist() == two.item_GJ.tolist()
+    assert g.generations(cache) == [first, second], "the old one is open"
+    del old, reader, there
+    open_remote(url, cache, keep=1)
+    assert g.generations(cache) == [second]
+    assert g.current(cache) is None, "a folder that is read through serves nothing of its own"
+
+
+def test_what_was_fetched_once_is_not_fetched_again(
+    index: tuple[Path, str, str], url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _, second = index
+    push(root, url)
+    open_remote(url, tmp_path / "cache")
+    monkeypatch.setattr(mirror, "_fetch", lambda *args: pytest.fail("fetched again"))
+    assert open_remote(url, tmp_path / "cache").manifest.id == second
+
+
+def test_what_arrives_damaged_is_not_opened(index: tuple[Path, str, str], url: str, tmp_path: Path) -> None:
+    root, _, second = index
+    push(root, url)
+    name = f"{g.GENERATIONS}/{second}/items/sid.npy"
+    good = objects(url)[name]
+    put(url, name, good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(g.IndexCorrupt, match=r"items/sid\.npy.*sha256"):
+        open_remote(url, tmp_path / "cache")
+    assert g.generations(tmp_path / "cache") == []
+
+
+def test_a_delta_brings_only_what_its_base_does_not_have(tmp_path: Path, url: str, release: Release, publish: Publish) -> None:
+    root, spec = tmp_path / "index", release.bundle.spec
+    publish(root, release)
+    push(root, url)
+    pull(url, tmp_path / "cache")
+    with locked(root):
+        delta = refresh(root, Fresh(arrived=synthetic.make_items(spec, ["fresh"]), withdrawn=np.zeros(0, np.int64)), spec)
+    verify(root, delta)
+    switch(root, delta)
+    push(root, url)
+    pulled = pull(url, tmp_path / "cache")
+    assert pulled.generation == delta
+    assert 0 < pulled.received < len(g.read_manifest(root, delta).files) / 2
+    assert verify(tmp_path / "cache").generation == delta
+    assert local_files(tmp_path / "cache", delta) == local_files(root, delta)
+
+
+def test_a_mirror_is_cleared_of_what_nobody_needs(tmp_path: Path, url: str, release: Release, publish: Publish) -> None:
+    root = tmp_path / "index"
+    ids = [publish(root, replace(release, day=release.day.replace(day=day))) for day in (1, 2, 3, 4)]
+    for generation in ids:
+        push(root, url, generation)
+    push(root, url, ids[1])  # it serves an older one now, whose predecessor is ids[0]
+    before = objects(url)
+    assert collect(url, 1, dry_run=True) == [ids[2]]
+    assert objects(url) == before
+    assert collect(url, 1) == [ids[2]]
+    assert {path.split("/")[1] for path in objects(url) if path != g.CURRENT} == {ids[0], ids[1], ids[3]}
+    assert collect(url, 1) == []
+
+
+def test_a_mirror_that_serves_nothing_is_not_cleared(url: str) -> None:
+    put(url, f"{g.GENERATIONS}/2000-01-01-v1-0123456789/{g.MANIFEST}", b"{}")
+    with pytest.raises(g.IndexMissing, match="serves nothing yet"):
+        collect(url, 1)
+    assert len(objects(url)) == 1
