@@ -257,8 +257,10 @@ def _settings(path: Path) -> dict[str, Any]:
         raise BundleError(f"{file}: not found; {path} holds no complete bundle")
     try:
         settings: dict[str, Any] = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{file}: not valid JSON ({error}); restore it or train again") from None
+    if not isinstance(settings, dict):
+        raise BundleError(f"{file}: not the settings of a model; restore it or train again")
     if settings.get("format") != FORMAT:
         raise BundleError(f"{file}: format {settings.get('format')!r} found, this code reads format {FORMAT}")
     return settings

@@ -219,7 +219,7 @@ def read_meta(path: Path, spec: FeatureSpec) -> CrossMeta:
         meta = CrossMeta.model_validate(loaded)
     except CrossArraysError:
         raise
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise CrossArraysError(f"{file}: not the description of cross arrays ({error}); {REBUILD}") from None
     spec.require(meta.spec, f"{path} (cross arrays)")
     return meta

@@ -32,7 +32,7 @@ from jobs.fresh_items import item_rows
 from jobs.index import index_root
 from jobs.lake import Lake
 from jobs.progress import emit
-from jobs.promotion import in_force, move
+from jobs.promotion import in_force, mend, move
 from jobs.promotion_log import Pair, Request, moves
 
 log = logging.getLogger("jobs.fresh")
@@ -98,10 +98,12 @@ def publish(config: Config, day: date, request: Request) -> Refreshed:
     Raises:
         JobError: nothing serves, ``day`` is older than what serves, a snapshot is missing, champion and index do not belong together,
             a generation is damaged, or the move was refused; nothing has changed then.
+        Held: another move is under way.
         FeatureSpecMismatch: what serves was made with other features than the settings in force give.
     """
     root = index_root(config)
     emit("fresh", 0, STEPS)
+    mend(config)
     try:
         with locked(root):
             before = in_force(config)
@@ -135,7 +137,7 @@ def _refuse(day: date, before: Pair, now: g.Manifest) -> None:
     if before.version != now.model_version:
         raise JobError(
             f"refresh of {day}: the champion is version {before.version or 'none'}, generation {now.id} was made with version "
-            f"{now.model_version}: a move was cut short; ask again for what was asked last (dig promote, dig rollback)"
+            f"{now.model_version}: someone moved one of them alone; promote a version, which moves both: dig promote --version N"
         )
     if day < now.date:
         raise JobError(f"refresh of {day}: generation {now.id} serves {now.date}, a later day; give that day or a later one")

@@ -133,6 +133,16 @@ def settle(config: Config) -> Entry | None:
     return _close(root, replace(entry, outcome="undone", message="cut short before the index was switched"))
 
 
+def mend(config: Config) -> None:
+    """Settle what a move that was cut short left behind, for a job that goes by what is in force.
+
+    Raises:
+        Held: another move is under way.
+    """
+    with _alone(index_root(config)):
+        settle(config)
+
+
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
     with ExitStack() as held:

@@ -190,10 +190,22 @@ def open_remote(url: str, cache: Path, generation: str | None = None, *, keep: i
             with locked(cache):
                 wanted = _follow(store, cache, generation)[0]
                 shutil.rmtree(cache / PULLING, ignore_errors=True)
+                _sound(cache, wanted)
     with locked(cache):
         reader = IndexReader.open(cache, wanted)
         retain(cache, keep, also={wanted})
     return reader
+
+
+def _sound(cache: Path, generation: str) -> None:
+    """Verify what has just come; what is not sound does not stay to be opened the next time."""
+    from dig_models.index.verify import verify
+
+    try:
+        verify(cache, generation)
+    except g.IndexCorrupt:
+        shutil.rmtree(g.generation_dir(cache, generation))
+        raise
 
 
 class _Store:
@@ -337,12 +349,14 @@ def _send(store: _Store, folder: Path, manifest: g.Manifest) -> list[str]:
 
 
 def _pull(store: _Store, root: Path, generation: str | None, keep: int | None) -> Pulled:
+    from dig_models.index.verify import verify
     from dig_models.index.writer import retain, switch
 
     wanted, received, size = _follow(store, root, generation)
     shutil.rmtree(root / PULLING, ignore_errors=True)
     switched = g.current(root) != wanted
     if switched:
+        verify(root, wanted)  # right checksums do not make it sound: whoever can write to the mirror makes those too
         switch(root, wanted)
     if keep:
         retain(root, keep)

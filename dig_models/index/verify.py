@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from dig_models.arrays import Strings
+from dig_models.arrays import ArrayError, Strings
+from dig_models.bundle import RESERVED, BundleError, read_reserved
 from dig_models.index import generation as g
 from dig_models.index.catalogue import BY_ID, HASH, IDS, NAMES, SID
+from dig_models.index.diff import counts, total
 from dig_models.index.encode import chunks, encode_rows
-from dig_models.index.maps import ROW_GROUP, forward_rows, posting_rows
+from dig_models.index.maps import ROW_GROUP, forward_rows, posting_rows, texts
 from dig_models.index.reader import IndexReader
 from dig_models.index.state import HISTORY_ITEM, USERS
 from dig_models.retrieve.trie import CorruptTrie
@@ -56,7 +58,9 @@ def verify(root: str | Path, generation: str | None = None) -> Verified:
         ("trie", _check_trie(reader)),
         ("maps", _check_maps(reader)),
         ("encoder", _check_model(reader)),
+        ("reserve", _check_reserve(reader)),
         ("user state", _check_state(reader)),
+        ("delta", _check_delta(reader)),
         ("beam search", _probe(reader)),
     ]
     return Verified(generation=manifest.id, checks=tuple(checks))
@@ -78,16 +82,24 @@ def _check_items(reader: IndexReader) -> str:
     ids = items.id_N
     for file, strings in ((IDS, ids), (NAMES, items.name_N)):
         if isinstance(strings, Strings):
-            strings.check(f"{g.ITEMS}/{file}")
+            _check_text(generation, f"{g.ITEMS}/{file}", strings)
     if np.any(np.diff(items.hash_N) <= 0):
         raise g.IndexCorrupt(generation, f"{g.ITEMS}/{HASH}", expected="ascending hashes", found="others")
-    by_id_M = reader.by_id_M
-    sorted_ids = ids.take(by_id_M).to_arrow() if isinstance(ids, Strings) else pa.array(ids[by_id_M])
-    if not np.array_equal(np.sort(by_id_M), np.arange(1, len(items))) or not bool(
-        pc.all(pc.less(sorted_ids[:-1], sorted_ids[1:])).as_py() in (True, None)
-    ):
+    if not np.array_equal(np.sort(reader.by_id_M), np.arange(1, len(items))) or not _ascending(ids, reader.by_id_M):
         raise g.IndexCorrupt(generation, f"{g.ITEMS}/{BY_ID}", expected="every item once, ids ascending", found="another order")
     return f"{len(items) - 1} items"
+
+
+def _ascending(ids: NDArray[np.object_] | Strings, rows: NDArray[np.int64]) -> bool:
+    found = texts(ids, rows)
+    return len(found) < 2 or bool(pc.all(pc.less(found[:-1], found[1:])).as_py())
+
+
+def _check_text(generation: str, file: str, strings: Strings) -> None:
+    try:
+        strings.check(file)
+    except ArrayError as error:
+        raise g.IndexCorrupt(generation, file, expected="UTF-8 in order", found=str(error)) from None
 
 
 def _check_model(reader: IndexReader) -> str:
@@ -107,6 +119,24 @@ def _check_model(reader: IndexReader) -> str:
         found = f"codes from {code_NL.min()} to {code_NL.max()}"
         raise g.IndexCorrupt(generation, f"{g.ITEMS}/{SID}", expected=f"codes from 0 to {reader.manifest.codes - 1}", found=found)
     return f"embeddings and codes of {len(items) - 1} items"
+
+
+def _check_reserve(reader: IndexReader) -> str:
+    """SIDs in reserve are made of codes of the codebooks, and an item of the catalogue has no other one there."""
+    manifest, file = reader.manifest, f"{g.MODEL}/{RESERVED}"
+    try:
+        reserved = read_reserved(reader.folder / g.MODEL)
+    except BundleError as error:
+        raise g.IndexCorrupt(manifest.id, file, expected="SIDs of items", found=str(error)) from None
+    highest = int(reserved.code_XL.max(initial=0))
+    if reserved.levels != manifest.levels or highest >= manifest.codes:
+        expected = f"SIDs of {manifest.levels} codes from 0 to {manifest.codes - 1}"
+        raise g.IndexCorrupt(manifest.id, file, expected=expected, found=f"{reserved.levels} codes up to {highest}")
+    row_X = reader.bundle.items.rows(reserved.hash_X)
+    both = row_X > 0
+    if not np.array_equal(reader.bundle.codes_NL[row_X[both]], reserved.code_XL[both]):
+        raise g.IndexCorrupt(manifest.id, file, expected="the SIDs of the item table, or of items outside it", found="others")
+    return f"SIDs of {len(reserved) - int(both.sum())} items outside the catalogue"
 
 
 def _check_maps(reader: IndexReader) -> str:
@@ -135,7 +165,7 @@ def _check_maps(reader: IndexReader) -> str:
 def _check_state(reader: IndexReader) -> str:
     """Users ascend, and their histories are lists of rows of the item table."""
     state, generation, file = reader.state, reader.manifest.id, g.STATE
-    reader.user_ids.check(f"{file}/{USERS}")
+    _check_text(generation, f"{file}/{USERS}", reader.user_ids)
     ids = reader.user_ids.to_arrow()
     start = state.history_start
     sound = start[0] == 0 and start[-1] == len(state.history_item) and not np.any(np.diff(start) < 0)
@@ -144,6 +174,19 @@ def _check_state(reader: IndexReader) -> str:
     if len(ids) > 1 and not pc.all(pc.less(ids[:-1], ids[1:])).as_py():
         raise g.IndexCorrupt(generation, f"{file}/{USERS}", expected="user ids, ascending, each once", found="another order")
     return f"{len(ids)} users, {len(state.history_item)} events"
+
+
+def _check_delta(reader: IndexReader) -> str:
+    """The delta can be read and has as many changes as the manifest says."""
+    generation, expected = reader.manifest.id, reader.manifest.delta
+    try:
+        with pq.ParquetFile(reader.folder / g.DELTA, memory_map=True) as held:
+            found = total([counts(pa.table(batch)) for batch in held.iter_batches(ROW_GROUP, columns=["item_id", "change", "level"])])
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise g.IndexCorrupt(generation, g.DELTA, expected="a table", found=str(error).splitlines()[0]) from None
+    if found != expected:
+        raise g.IndexCorrupt(generation, g.DELTA, expected=f"changes {expected}", found=f"changes {found}")
+    return f"{found['added']} items added, {found['removed']} removed, {sum(found['moved'].values())} moved"
 
 
 def _inside(array: NDArray[np.int64], low: int, high: int) -> bool:

@@ -13,7 +13,7 @@ from tests.crash.harness import Scenario
 from tests.jobs import fresh_world as fw
 from tests.jobs import release_world as rw
 
-HOUR = ("2017-11-20T09:10:00+00:00", "2017-11-20T10:10:00+00:00")
+HOUR = ("2017-11-20T09:10:00+00:00", "2999-11-20T10:10:00+00:00")  # the second one after the first was carried out
 
 
 def world(root: Path, *, refreshed: bool = False) -> None:

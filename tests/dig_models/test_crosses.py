@@ -177,7 +177,7 @@ def test_what_grows_with_events_and_users_stays_on_disk(arrays: Path) -> None:
     ask(store, -9, LAST * SECONDS_PER_DAY, 1, -7)
     shards = [store._shard(k, shard) for k in range(len(SPEC.u2i_keys)) for shard in range(SHARDS)]
     for held in (*shards, store._offers):
-        for array in (value for value in vars(held).values() if isinstance(value, np.ndarray)):
+        for array in (value for value in list(vars(held).values()) if isinstance(value, np.ndarray)):
             of_items = any(array is getattr(held, name, None) for name in ("key_N", "item_key_N"))
             assert of_items or not array.size or (not array.flags.owndata and not array.flags.writeable), "a view of a read-only map"
 
