@@ -13,13 +13,16 @@ TABLES = (*RAW_TABLES, "item_daily", "item_features", "u2i_daily", "u2i_crosses"
 SHARED_CODE = ("dig_models.features", "jobs.build", "jobs.dates", "jobs.hashing", "jobs.reach")
 INGEST = ("jobs.ingest", "jobs.sources")
 ITEM_FEATURES = ("jobs.item_features",)
-U2I_CROSSES = ("dig_models.cross_files", "jobs.cross_arrays", "jobs.u2i_crosses")
-EXAMPLES = ("dig_models.cross_files", "jobs.cross_arrays", "jobs.examples", "jobs.user_state")
+U2I_CROSSES = ("dig_models.arrays", "dig_models.cross_files", "jobs.cross_arrays", "jobs.u2i_crosses")
+EXAMPLES = ("dig_models.arrays", "dig_models.cross_files", "jobs.cross_arrays", "jobs.examples", "jobs.user_state")
 #: What decides the lists that ``jobs.recommend`` writes, beside the generation.
 RECOMMEND = (
+    "dig_models.arrays",
     "dig_models.crosses",
     "dig_models.dig",
+    "dig_models.index.catalogue",
     "dig_models.index.reader",
+    "dig_models.index.state",
     "dig_models.nn",
     "dig_models.retrieve",
     "dig_models.serve.batch",

@@ -21,7 +21,10 @@ from jobs.entry import JobError
 from jobs.lake import Inputs, Lake, Marker, code_digest, job_of
 
 CODE = (
-    *(f"dig_models.{m}" for m in ("batch", "bundle", "calibrate", "config", "cross_files", "crosses", "dig", "features", "items")),
+    *(
+        f"dig_models.{m}"
+        for m in ("arrays", "batch", "bundle", "calibrate", "config", "cross_files", "crosses", "dig", "features", "items")
+    ),
     *(f"dig_models.{m}" for m in ("losses", "nn", "quantize", "train", "u2t")),
     *("dig_models.evaluate.sid_quality", "jobs.dates", "jobs.train", "jobs.train_inputs"),
 )

@@ -173,12 +173,15 @@ SCENARIOS = [
         step=fit,
         look=look_at_bundle,
         leaves=training_left,
-        points=tuple(
-            f"training.{point}"
-            for point in (
-                *("fitted", "tracked", "bundle_written", "report_written", "old_moved_aside", "bundle_renamed", "old_removed"),
-                *("checkpoints_removed", "superseded"),
-            )
+        points=(
+            "bundle.items_written",
+            *(
+                f"training.{point}"
+                for point in (
+                    *("fitted", "tracked", "bundle_written", "report_written", "old_moved_aside", "bundle_renamed", "old_removed"),
+                    *("checkpoints_removed", "superseded"),
+                )
+            ),
         ),
         full=("file.written@2",),
         gaps={"training.old_moved_aside": "none"},
