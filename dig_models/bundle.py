@@ -94,7 +94,7 @@ def save_bundle(path: str | Path, model: Dig, items: ItemTable, info: dict[str, 
     return path
 
 
-def save_network(path: Path, model: Dig, info: dict[str, Any], reserved: KnownSids) -> None:
+def save_network(path: Path, model: Dig, info: dict[str, Any], reserved: KnownSids | None = None) -> None:
     """Write a model whose catalogue is kept elsewhere: weights, settings, and the SIDs in reserve for items outside that catalogue."""
     path.mkdir(parents=True, exist_ok=True)
     with naming_full_disk(path):
@@ -109,10 +109,10 @@ def _save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
     reached("bundle.weights_written")
 
 
-def _save_reserved(path: Path, sids: KnownSids) -> tuple[str, ...]:
+def _save_reserved(path: Path, sids: KnownSids | None) -> tuple[str, ...]:
     """Names of the files that hold them: none if there are none."""
     (path / RESERVED).unlink(missing_ok=True)
-    if not len(sids):
+    if sids is None or not len(sids):
         return ()
     codes = {f"s_{level + 1}": pa.array(sids.code_XL[:, level].astype(np.int32)) for level in range(sids.levels)}
     pq.write_table(pa.table({"item_hash": pa.array(sids.hash_X), **codes}), path / RESERVED)

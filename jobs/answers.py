@@ -81,7 +81,7 @@ class Recommender:
             JobError: nothing was published yet, or a file of the generation is corrupt.
         """
         try:
-            return cls(Service.open(index_root(config), generation, settings=config.retrieve))
+            return cls(Service.open(index_root(config), generation, settings=config.retrieve, checksums=False))
         except (IndexMissing, IndexCorrupt) as error:
             raise JobError(str(error)) from error
 

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import synthetic
 
-from dig_models.bundle import load_bundle
+from dig_models.arrays import Strings
 from dig_models.evaluate.sid_quality import churn
+from dig_models.features import hash_id
 from dig_models.index import generation as g
+from dig_models.index.catalogue import field_file
 from dig_models.index.diff import NoSuchField, Postings, Sids, diff, grouping_fields, postings, unaligned_churn
 from dig_models.index.writer import Release
 from dig_models.train.warm import align, rename_codes, settle
@@ -21,7 +24,7 @@ Publish = Callable[[Path, Release], str]
 
 def sids(codes: dict[str, tuple[int, ...]]) -> Sids:
     ids = list(codes)
-    return Sids(id_M=np.array(ids, dtype=object), hash_M=np.arange(len(ids)), code_ML=np.array(list(codes.values())))
+    return Sids(id_M=Strings.of(ids), hash_M=np.array([hash_id(item) for item in ids]), code_ML=np.array(list(codes.values())))
 
 
 def test_posting_lists_that_kept_their_items_do_not_count_as_changed() -> None:
@@ -29,6 +32,11 @@ def test_posting_lists_that_kept_their_items_do_not_count_as_changed() -> None:
     new = sids({"a": (0, 0), "b": (0, 0), "c": (1, 1), "d": (1, 1), "f": (2, 2), "g": (3, 3)})
     assert postings(old, new) == Postings(sids=5, changed=2, emptied=1, opened=1)  # 1-1 has c too, 2-2 has f for e
     assert postings(old, old) == Postings(sids=4, changed=0, emptied=0, opened=0)
+
+
+def test_sids_of_another_length_have_no_posting_list_in_common() -> None:
+    old, new = sids({"a": (0, 0), "b": (1, 0)}), sids({"a": (0, 0, 0), "b": (1, 0, 1)})
+    assert postings(old, new) == Postings(sids=4, changed=0, emptied=2, opened=2)
 
 
 def test_changes_are_counted_by_the_values_of_item_fields(
@@ -68,12 +76,13 @@ def test_other_fields_can_be_asked_for_and_what_is_none_is_named(tmp_path: Path,
 
 def test_a_generation_whose_model_cannot_be_read_is_named(tmp_path: Path, release: Release, publish: Publish) -> None:
     only = publish(tmp_path, release)
-    folder = g.generation_dir(tmp_path, only) / g.MODEL
-    whole = (folder / "items.parquet").read_bytes()
-    (folder / "items.parquet").write_bytes(whole[:-8])
-    with pytest.raises(g.IndexCorrupt, match=r"items\.parquet"):
+    folder = g.generation_dir(tmp_path, only)
+    names = [field.name for field in release.bundle.spec.item_fields]
+    brand = folder / g.ITEMS / field_file(names.index("brand"))
+    brand.write_bytes(brand.read_bytes()[:-8])
+    with pytest.raises(g.IndexCorrupt, match=brand.name):
         diff(tmp_path, only, only)
-    (folder / "model.json").write_text("{")
+    (folder / g.MODEL / "model.json").write_text("{")
     with pytest.raises(g.IndexCorrupt, match="model"):
         diff(tmp_path, only, only)
 
@@ -81,9 +90,10 @@ def test_a_generation_whose_model_cannot_be_read_is_named(tmp_path: Path, releas
 def test_the_index_says_what_churn_would_be_without_alignment(tmp_path: Path, release: Release, publish: Publish) -> None:
     first = publish(tmp_path, release)
     assert unaligned_churn(tmp_path, g.read_manifest(tmp_path, first)) is None, "there was nothing before it"
-    bundle = load_bundle(g.generation_dir(tmp_path, first) / g.MODEL)
-    old = bundle.sids
+    bundle = synthetic.make_bundle(release.bundle.spec, release.items)
     settle(bundle.model, bundle.items)
+    old, was = bundle.model.reserved, Sids.read(g.generation_dir(tmp_path, first), first)
+    assert np.array_equal(old.find(was.hash_M), was.code_ML)
     rng = np.random.default_rng(1)
     rename_codes(bundle.model, np.stack([rng.permutation(bundle.model.config.codes) for _ in range(bundle.model.config.levels)]))
     shuffled = bundle.model.reserved

@@ -249,3 +249,22 @@ def test_no_module_of_the_index_unpickles() -> None:
     for path in read:
         text = path.read_text()
         assert "import pickle" not in text and "torch.load(" not in text and "allow_pickle=True" not in text, path
+
+
+@pytest.mark.parametrize("kind", ["other", "beyond", "short", "twice", "text", "bytes"])
+def test_a_reserve_of_sids_that_is_none_or_contradicts_the_catalogue_is_refused(root: Path, kind: str) -> None:
+    folder, reader = g.generation_dir(root, g.require_current(root)), IndexReader.open(root)
+    codes, sid_XL = reader.manifest.codes, reader.bundle.codes_NL[1:3].astype(np.int64)
+    sid_XL = {"other": (sid_XL + 1) % codes, "beyond": sid_XL + codes, "short": sid_XL[:, :1]}.get(kind, sid_XL)
+    hash_X = np.repeat(reader.bundle.items.hash_N[1], 2) if kind == "twice" else reader.bundle.items.hash_N[1:3]
+    columns = {f"s_{level + 1}": pa.array(sid_XL[:, level]) for level in range(sid_XL.shape[1])}
+    path = folder / g.MODEL / "reserved.parquet"
+    pq.write_table(pa.table({"item_hash": pa.array(["a", "b"]) if kind == "text" else pa.array(hash_X), **columns}), path)
+    if kind == "bytes":
+        path.write_bytes(b"PAR1")
+    settings = json.loads((folder / g.MODEL / "model.json").read_text())
+    settings["sha256"][path.name] = g.file_entry(path).sha256
+    (folder / g.MODEL / "model.json").write_text(json.dumps(settings))
+    forge(root)
+    with pytest.raises(g.IndexCorrupt, match=r"model/reserved\.parquet"):
+        verify(root)

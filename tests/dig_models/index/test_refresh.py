@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import synthetic
 
+from dig_models.bundle import RESERVED, read_reserved
 from dig_models.features import FeatureSpec, FeatureSpecMismatch, hash_id
 from dig_models.index import generation as g
 from dig_models.index.reader import IndexReader
@@ -18,6 +19,7 @@ from dig_models.index.refresh import Fresh, refresh
 from dig_models.index.verify import verify
 from dig_models.index.writer import Release, locked, retain, switch
 from dig_models.items import ItemTable
+from dig_models.quantize.known import KnownSids
 
 Publish = Callable[[Path, Release], str]
 NEW, GONE = ["fresh-1", "fresh-2"], ["i3", "i7"]
@@ -201,3 +203,27 @@ def test_retention_counts_whole_generations_and_keeps_the_base(tmp_path: Path, r
         gone = retain(tmp_path, keep=2)
     assert set(gone) == {older[0], *deltas[:2]}
     assert set(g.generations(tmp_path)) == {older[1], base, deltas[2], deltas[3]}
+
+
+def test_an_item_whose_sid_was_kept_for_it_comes_back_with_it(tmp_path: Path, release: Release, publish: Publish) -> None:
+    """The model knows items that the catalogue of the day lacks, and others that it was told of beside its catalogue."""
+    spec = release.bundle.spec
+    bundle = synthetic.make_bundle(spec, release.items)
+    bundle.model.settled = True
+    known = bundle.model.codes_held(release.items.hash_N[1:])
+    bundle.model.code_NL[1:] = (bundle.model.code_NL[1:] + 1) % bundle.model.config.codes  # not what the encoder would give
+    bundle = replace(bundle, codes_NL=bundle.model.code_NL.numpy().copy())
+    told = (bundle.codes_NL[4:6] + 1) % bundle.model.config.codes
+    bundle.model.reserved = KnownSids.of(hashes(NEW), told)
+    today = synthetic.make_items(spec, [item for item in release.items.id_N[1:] if item not in GONE] + NEW[:1])
+    first = IndexReader.open(tmp_path, publish(tmp_path, replace(release, bundle=bundle, items=today)))
+    sid_of = dict(zip(release.items.id_N[1:], map(tuple, bundle.codes_NL[1:].tolist()), strict=True)) | dict(
+        zip(NEW, map(tuple, told.tolist()), strict=True)
+    )
+    assert not np.array_equal(known.numpy(), bundle.codes_NL[1:])
+    assert all(sid == sid_of[item] for item, sid in sids(first).items()), "items keep the SIDs they have"
+    kept = read_reserved(first.folder / g.MODEL)
+    assert set(kept.hash_X.tolist()) == set(hashes([*GONE, NEW[1]]).tolist())
+    delta = IndexReader.open(tmp_path, apply(tmp_path, spec, fresh(spec, new=[*GONE, NEW[1]], gone=[])))
+    assert sids(delta) == sid_of
+    assert (delta.folder / g.MODEL / RESERVED).stat().st_ino == (first.folder / g.MODEL / RESERVED).stat().st_ino

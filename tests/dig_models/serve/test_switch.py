@@ -197,7 +197,7 @@ def test_a_poisoned_generation_runs_no_code_and_does_not_serve(world, tmp_path):
     folder, follower = world.root / g.GENERATIONS / world.second, follower_of(world.root, poll=0.0001)
     follower.look()
     whole = (folder / g.MANIFEST).read_text()
-    places = [f"{g.TRIE}/token0.npy", f"{g.NODES}/level0.npy", "model/model.safetensors", f"{g.STATE}/{g.USER_STATE}"]
+    places = [f"{g.TRIE}/token0.npy", f"{g.NODES}/level0.npy", "model/model.safetensors", f"{g.STATE}/fields.npy", f"{g.ITEMS}/sid.npy"]
     places += [next(p.relative_to(folder).as_posix() for p in sorted((folder / g.STATE / g.CROSS_ARRAYS).glob("u2i-*.place.npy")))]
     for place in places:
         sound = (folder / place).read_bytes()
