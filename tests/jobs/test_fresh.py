@@ -15,11 +15,11 @@ from dig_models.features import FeatureSpecMismatch
 from dig_models.index import generation as g
 from dig_models.index.reader import IndexReader
 from jobs import cli, fresh, promotion, runs
+from jobs.answers import rank
 from jobs.entry import JobError, run
 from jobs.fresh import Refreshed, publish, snapshots
 from jobs.promotion import in_force, move
 from jobs.promotion_log import Pair, entries
-from jobs.recommend import rank
 
 pytestmark = pytest.mark.slow
 
