@@ -30,13 +30,11 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
-import pyarrow as pa
 import torch
 
-from dig_models.arrays import open_npy
 from dig_models.index import generation as g
 from dig_models.index.reader import IndexReader
-from dig_models.index.state import HISTORY_HASH
+from dig_models.index.state import state_table
 from dig_models.index.writer import Release, build, locked, switch
 from dig_models.items import ItemTable
 from dig_models.serve.service import Search, Service
@@ -116,30 +114,11 @@ def variant(root: Path, generation: str) -> str:
         model_version=f"{reader.manifest.model_version}_variant",
         bundle=reader.bundle,
         items=items,
-        user_state=user_state(reader),
+        user_state=state_table(reader.folder / g.STATE, reader.bundle.spec, reader.manifest.users),
         cross_arrays=reader.folder / g.STATE / g.CROSS_ARRAYS,
     )
     with locked(root):
         return build(root, release)
-
-
-def user_state(reader: IndexReader) -> pa.Table:
-    """Rows of ``user_state`` that a generation was made from, as far as its model reads them."""
-    state, spec = reader.state, reader.bundle.spec
-    fields = [f"u_{field.name}" for field in spec.user_fields] + [f"c_{field.name}" for field in spec.context_fields]
-    bounds = pa.array(state.history_start.astype(np.int32))
-    hash_H = open_npy(reader.folder / g.STATE / HISTORY_HASH, np.int64, (len(state.history_ts),))
-    return pa.table(
-        {
-            "user_id": reader.user_ids.to_arrow().cast(pa.string()),
-            "user_hash": pa.array(state.user_B),
-            "ts": pa.array(state.ts_B),
-            "offer_hash": pa.array(state.offer_B),
-            **{name: pa.array(np.ascontiguousarray(state.user_BF[:, at])) for at, name in enumerate(fields)},
-            "hist_item": pa.ListArray.from_arrays(bounds, pa.array(hash_H)),
-            "hist_ts": pa.ListArray.from_arrays(bounds, pa.array(state.history_ts)),
-        }
-    )
 
 
 def expected(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from dig_models.arrays import create_npy
 from dig_models.dig import Dig
 from dig_models.items import ItemTable
+from dig_models.quantize.known import KnownSids
 from dig_models.retrieve.trie import Trie
 
 CHUNK = 4096
@@ -80,11 +82,11 @@ def write_nodes(model: Dig, trie: Trie, folder: Path) -> None:
             node_PD[first:last] = model.prefix_embeddings(torch.from_numpy(code_PL[first:last]))[:, -1].numpy()
 
 
-def adopt(model: Dig, items: ItemTable, embedding_ND: NDArray[np.float32]) -> None:
-    """Give a model a catalogue with the embeddings that were stored with it; nothing is read or computed.
+def adopt(model: Dig, items: ItemTable, embedding_ND: NDArray[np.float32], sid_NL: NDArray[np.signedinteger[Any]]) -> None:
+    """Give a model a catalogue with the embeddings and SIDs that were stored with it; nothing is read or computed.
 
-    The model then scores this catalogue; it neither trains on it nor computes codes for it.
+    The model then scores this catalogue and does not train on it; in another catalogue these items keep their SIDs.
     """
     model.items, model.known_ND = items, torch.from_numpy(embedding_ND)
-    model.settled = True
+    model.reserved, model.settled = KnownSids(items.hash_N[1:], sid_NL[1:]), True
     model.eval()

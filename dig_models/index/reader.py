@@ -194,7 +194,7 @@ def _bundle(folder: Path, manifest: g.Manifest) -> tuple[Bundle, NDArray[np.int6
     _require(manifest, g.MODEL, (config.levels, config.codes, config.dim), (manifest.levels, manifest.codes, manifest.width), "sizes")
     _require(manifest, g.MODEL, codebook_digest(model), manifest.codebook, "codebook")
     published = Published.open(folder / g.ITEMS, model.spec, items=manifest.items, levels=config.levels, dim=config.dim)
-    adopt(model, published.items, published.embedding_ND)
+    adopt(model, published.items, published.embedding_ND, published.sid_NL)
     return Bundle(model, model.spec, published.items, published.sid_NL, info), published.by_id_M
 
 

@@ -83,3 +83,21 @@ def open_state(folder: Path, spec: FeatureSpec, users: int) -> tuple[RequestTabl
         cross_RW=np.zeros((0, spec.cross_width_raw), dtype=np.float32),
     )
     return request, ids
+
+
+def state_table(folder: Path, spec: FeatureSpec, users: int) -> pa.Table:
+    """The state as rows of ``user_state``, as far as a model reads them: what ``save_state`` takes.
+
+    Raises:
+        ArrayError: an array is missing, truncated or foreign.
+    """
+    request, ids = open_state(folder, spec, users)
+    hashes = open_npy(folder / HISTORY_HASH, np.int64, (len(request.history_ts),))
+    start = pa.array(request.history_start.astype(np.int32))
+    fields = [*(f"u_{f.name}" for f in spec.user_fields), *(f"c_{f.name}" for f in spec.context_fields)]
+    columns = {"user_id": ids.to_arrow().cast(pa.string())}
+    columns |= {"user_hash": pa.array(request.user_B), "ts": pa.array(request.ts_B), "offer_hash": pa.array(request.offer_B)}
+    columns |= {name: pa.array(np.ascontiguousarray(request.user_BF[:, at])) for at, name in enumerate(fields)}
+    columns |= {"hist_item": pa.ListArray.from_arrays(start, pa.array(hashes))}
+    columns |= {"hist_ts": pa.ListArray.from_arrays(start, pa.array(request.history_ts))}
+    return pa.table(columns)

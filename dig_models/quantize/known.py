@@ -6,6 +6,7 @@ Shape suffixes: ``X`` items known, ``N`` items asked for, ``L`` levels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ class KnownSids:
     """
 
     hash_X: Ints
-    code_XL: Ints
+    code_XL: NDArray[np.signedinteger[Any]]
 
     @classmethod
     def none(cls, levels: int) -> KnownSids:
@@ -31,7 +32,7 @@ class KnownSids:
         return cls(np.zeros(0, np.int64), np.zeros((0, levels), np.int64))
 
     @classmethod
-    def of(cls, hash_M: Ints, code_ML: Ints) -> KnownSids:
+    def of(cls, hash_M: Ints, code_ML: NDArray[np.signedinteger[Any]]) -> KnownSids:
         """Of items in any order, each at most once; one whose codes are -1 is not known.
 
         Raises:

@@ -20,6 +20,7 @@ from dig_models.bundle import load_bundle
 from dig_models.crosses import CrossStore
 from dig_models.evaluate.lists import recommend_all
 from dig_models.index import generation as g
+from dig_models.index.reader import IndexReader
 from dig_models.index.writer import Release, build, locked, switch
 from dig_models.train.data import RequestTable, collate
 from jobs import runs
@@ -138,7 +139,7 @@ def test_switches_under_load_lose_no_request_and_sigterm_answers_what_is_under_w
     config, settings = released
     root = index_root(config)
     first, second = g.current(root), other_generation(config)
-    items = {n: {str(i) for i in load_bundle(root / g.GENERATIONS / n / g.MODEL).items.id_N[1:]} for n in (first, second)}
+    items = {n: set(IndexReader.open(root, n).bundle.items.id_N[1:]) for n in (first, second)}
     seen, wrong, stop = [], [], threading.Event()
 
     def ask(address, number):

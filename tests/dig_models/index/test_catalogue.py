@@ -20,6 +20,7 @@ from dig_models.index.catalogue import by_id, open_items, save_items, spill_item
 from dig_models.index.diff import Sids, changes
 from dig_models.index.maps import sid_column
 from dig_models.index.reader import IndexReader
+from dig_models.index.state import state_table
 from dig_models.index.writer import Release, is_open, locked, retain, superfluous
 from dig_models.items import ItemTable
 
@@ -119,6 +120,25 @@ def test_a_generation_that_is_open_is_not_removed_until_its_reader_is_gone(tmp_p
     del reader
     with locked(tmp_path):
         assert superfluous(tmp_path, 1) == retain(tmp_path, 1) == ids[:1]
+
+
+def test_a_published_model_takes_another_catalogue_and_keeps_its_sids(tmp_path: Path, release: Release, publish: Publish) -> None:
+    reader = IndexReader.open(tmp_path, publish(tmp_path, release))
+    model, before = reader.bundle.model, reader.retriever.embedding_ND.clone()
+    fewer = synthetic.make_items(release.bundle.spec, [*release.items.id_N[5:], "cold"])
+    at = release.items.rows(fewer.hash_N)
+    model.set_items(fewer)
+    assert np.array_equal(model.code_NL.numpy()[at > 0], reader.bundle.codes_NL[at[at > 0]])
+    assert torch.allclose(model.encode_catalogue()[torch.from_numpy(at > 0)], before[torch.from_numpy(at[at > 0])], atol=1e-5)
+    with torch.no_grad():
+        next(model.parameters()).mul_(2.0)  # a private map: the file stays
+    IndexReader.open(tmp_path, checksums=True)
+
+
+def test_the_state_can_be_published_again(tmp_path: Path, release: Release, publish: Publish) -> None:
+    reader = IndexReader.open(tmp_path / "one", publish(tmp_path / "one", release))
+    table = state_table(reader.folder / g.STATE, release.bundle.spec, reader.manifest.users)
+    assert publish(tmp_path / "two", replace(release, user_state=table)) == reader.manifest.id
 
 
 def test_differences_agree_with_a_slow_reading() -> None:
