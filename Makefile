@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 WITH_JAVA = JAVA_HOME="$$(scripts/ensure_java.sh)"
 
-.PHONY: help setup java retrain up down e2e test check lint types contracts unit integration image-test benchmarks bench-retrieval bench-serving bench-churn chaos lock clean
+.PHONY: help setup java retrain up down e2e test check lint types contracts unit integration image-test benchmarks bench-retrieval bench-index bench-serving bench-churn chaos lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -52,10 +52,10 @@ contracts: $(STAMP)
 	@$(BIN)/lint-imports
 
 unit: $(STAMP)
-	@$(BIN)/pytest -m "not slow" -q -n 2 --dist loadfile
+	@$(BIN)/pytest -m "not slow" -q -n 2 --dist loadgroup
 
 integration: setup
-	@$(WITH_JAVA) $(BIN)/pytest -m slow
+	@$(WITH_JAVA) $(BIN)/pytest -m slow -n 2 --dist loadgroup --no-loadscope-reorder
 
 image-test:  ## build the container image for real and test it, as root on a Debian; not part of `make test`
 	@scripts/image_test.sh $(ARGS)
@@ -69,6 +69,9 @@ benchmarks: setup  ## the scripts of benchmarks/ that need no server, after `mak
 
 bench-retrieval: setup  ## retrieval at 10k to 10M items beside six other ways; tables and plots in benchmarks/results
 	@$(BIN)/python -m benchmarks.retrieval $(ARGS)
+
+bench-index: setup  ## seconds and memory to build, verify, open and refresh generations of up to 1M items
+	@$(BIN)/python -m benchmarks.index_build $(ARGS)
 
 bench-serving: setup  ## requests a second and latencies with index switches, after `make retrain`; needs wrk
 	@$(BIN)/python -m benchmarks.serving $(ARGS)

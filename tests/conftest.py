@@ -1,10 +1,14 @@
-"""Fixtures of all tests: one Spark session, and a small generic data set with the settings that describe it."""
+"""Fixtures of all tests: one Spark session, and a small generic data set with the settings that describe it.
+
+With several processes (``-n 2 --dist loadgroup``) a file stays in one of them, as does all that asks the live stack.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -14,6 +18,42 @@ from jobs.config import Config, load
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+
+LIVE = "live"  # the group of the tests that share a live stack: the longest, so it goes first
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put each file in a group of its own, and the group of the live stack first."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != LIVE)  # type: ignore[union-attr]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand what the crash tests of this process found to the one that reports."""
+    found = sys.modules.get("tests.crash.table")
+    if found and hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["crash"] = found.dump()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what the crash tests of another process found."""
+    if found := getattr(node, "workeroutput", {}).get("crash"):
+        from tests.crash.table import take
+
+        take(found)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what the crash tests found, if they ran."""
+    if table := sys.modules.get("tests.crash.table"):
+        from rich.console import Console
+
+        table.show(Console(file=terminalreporter._tw._file, width=max(terminalreporter._tw.fullwidth, 200)))
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
 from dig_models.faults import POINTS
-from tests.crash.harness import OUTCOMES
+from tests.crash.harness import OUTCOMES, Outcome
 
 
 def visited() -> set[str]:
@@ -32,3 +35,13 @@ def show(console: Console) -> None:
         table.add_row(one.point, POINTS.get(one.point.partition("@")[0], one.done), one.situation, one.died, one.seen, one.rerun)
     console.print(table)
     console.print(totals())
+
+
+def dump() -> list[dict[str, Any]]:
+    """What was found in this process, for another one to ``take``."""
+    return [asdict(one) for one in OUTCOMES]
+
+
+def take(found: list[dict[str, Any]]) -> None:
+    """Count what was found in another process as found here."""
+    OUTCOMES.extend(Outcome(**one) for one in found)
