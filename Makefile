@@ -52,10 +52,10 @@ contracts: $(STAMP)
 	@$(BIN)/lint-imports
 
 unit: $(STAMP)
-	@$(BIN)/pytest -m "not slow" -q -n 2 --dist loadgroup
+	@$(BIN)/pytest -m "not slow" -q -n 2 --dist loadfile
 
 integration: setup
-	@$(WITH_JAVA) $(BIN)/pytest -m slow -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(WITH_JAVA) $(BIN)/pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
 image-test:  ## build the container image for real and test it, as root on a Debian; not part of `make test`
 	@scripts/image_test.sh $(ARGS)

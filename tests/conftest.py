@@ -1,6 +1,6 @@
 """Fixtures of all tests: one Spark session, and a small generic data set with the settings that describe it.
 
-With several processes (``-n 2 --dist loadgroup``) a file stays in one of them, as does all that asks the live stack.
+With several processes (``-n 2 --dist loadfile``) a file stays in one of them, as does all that asks the live stack.
 """
 
 from __future__ import annotations
@@ -20,16 +20,28 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 
-LIVE = "live"  # the group of the tests that share a live stack: the longest, so it goes first
+LIVE = ("test_live.py", "test_live_faults.py")
+"""They share a live stack, and take longest."""
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put each file in a group of its own, and the group of the live stack first."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != LIVE)  # type: ignore[union-attr]
+    """Begin with what takes longest."""
+    items.sort(key=lambda item: item.path.name not in LIVE)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep a file in one process, as ``--dist loadfile`` does, and what shares the live stack too."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return LIVE[0] if file.endswith(LIVE) else file
+
+    return ByFile(config, log)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

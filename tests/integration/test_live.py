@@ -32,7 +32,7 @@ from ops.client import StackClient
 JOB_TASKS = {"dig_retrain": ("train", "evaluate", "register", "gate"), "dig_publish": ("index", "promote", "summary", "report")}
 SPARK_TASKS = ("ingest", "item_features", "u2i_crosses", "examples")
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("live"), pytest.mark.timeout(3 * 3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * 3600)]
 
 
 def lake(stack: StackClient) -> Path:

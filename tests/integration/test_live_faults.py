@@ -22,7 +22,7 @@ from ops import supervise
 from ops.client import StackClient
 from tests.crash.serving import watched
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("live"), pytest.mark.timeout(3 * 3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * 3600)]
 OUTAGE_SECONDS = 60.0
 LAST_ONLY = (cross_arrays.TABLE, "user_state")
 
