@@ -55,6 +55,7 @@ class Build:
 
     def __post_init__(self) -> None:
         self.lake = Lake(self.config.paths.at("lake"))
+        self.lake.claim(self.config.dataset.name)
         self.reach = Reach(self.config, self.lake)
         self.code = code_digest(*self.modules, *SHARED_CODE)
         self.settings = self.config.dataset.rows_digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ def package(
 ) -> None:
     """Write a generation as an MLflow model that retrieves and ranks: mlflow models serve -m FOLDER --env-manager local."""
     force = settings(config, sets)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from jobs.pyfunc_service import package as write
 
     if folder.exists():

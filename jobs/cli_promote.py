@@ -58,7 +58,7 @@ def index_log(
     """Who promoted what when and why, oldest first, with what was refused or undone."""
     force = settings(config, sets)
     from jobs.promotion_log import entries
-    from jobs.tables import promotion_table
+    from jobs.tables import promotion_lines
 
     found = entries(Path(local_folder(force, "index")))
     if as_json:
@@ -66,7 +66,8 @@ def index_log(
     elif not found:
         typer.echo(f"{local_folder(force, 'index')}: nothing was promoted yet")
     else:
-        Console().print(promotion_table(found), highlight=False)
+        for line in promotion_lines(found):
+            Console().print(line, soft_wrap=True)
 
 
 def _request(config: Config, action: Action, reason: str, who: str | None) -> Request:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,9 @@ from rich.text import Text
 
 from jobs.cli_options import ConfigOption, JsonOption, SetOption, local_folder, settings, settings_file
 
+PIPED = 400
+"""Columns of a table that a program reads: no line is broken."""
+
 config_app = typer.Typer(help="Settings in force.", no_args_is_help=True)
 index_app = typer.Typer(help="Generations of the SID index.", no_args_is_help=True)
 
@@ -20,7 +24,7 @@ index_app = typer.Typer(help="Generations of the SID index.", no_args_is_help=Tr
 @config_app.command("show")
 def config_show(config: ConfigOption = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
     """Every setting in force, with its value and where that came from."""
-    from jobs.config import load_layers
+    from jobs.config import PLACES, load_layers
 
     force, layers = load_layers(settings_file(config), sets or [])
     rows = layers.leaves(force)
@@ -29,11 +33,14 @@ def config_show(config: ConfigOption = None, sets: SetOption = None, as_json: Js
         return
     table = Table("key", "value", "from", box=None, pad_edge=False, header_style="bold")
     table.columns[0].no_wrap = True
+    table.columns[1].overflow = table.columns[2].overflow = "fold"
     here = f"{Path.cwd()}/"
+    derived = {f"paths.{place}": force.paths.at(place) for place in PLACES} | {"mlflow.tracking_uri": force.tracking_uri()}
     for row in rows:
         origin = row.origin.removeprefix(here)
-        table.add_row(Text(row.key), Text(json.dumps(row.value)), Text(origin), style="dim" if origin == "default" else None)
-    Console().print(table)
+        value = json.dumps(row.value) if row.value or row.key not in derived else f"{derived[row.key]}, by paths.home"
+        table.add_row(Text(row.key), Text(value), Text(origin), style="dim" if origin == "default" else None)
+    Console(width=None if sys.stdout.isatty() else PIPED).print(table)
 
 
 @index_app.command("show")

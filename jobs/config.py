@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
@@ -57,6 +57,10 @@ def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
 Limits = Annotated[tuple[float, float], AfterValidator(_ascending)]
 
 
+Place = Literal["lake", "index", "runs", "checkpoints", "quarantine", "docs"]
+PLACES: tuple[Place, ...] = get_args(Place)
+
+
 class PathsConfig(Strict):
     """Where things are kept; everything lies under ``home`` unless said otherwise."""
 
@@ -68,7 +72,7 @@ class PathsConfig(Strict):
     quarantine: str = ""
     docs: str = ""
 
-    def at(self, name: Literal["lake", "index", "runs", "checkpoints", "quarantine", "docs"]) -> str:
+    def at(self, name: Place) -> str:
         """Absolute path (or URL) of one of the places."""
         own = getattr(self, name)
         if own:

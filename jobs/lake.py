@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from dig_models.faults import reached
 from dig_models.files import replace_text, sync_dir, sync_tree
+from jobs.entry import JobError
 from jobs.files import exclusive
 from jobs.partition import (
     MARKER,
@@ -58,6 +59,10 @@ __all__ = [
 ]
 
 
+DATASET = "DATASET"
+"""File under the root that names the data set."""
+
+
 class Lake:
     """Tables under one root folder (local, or mounted on every machine).
 
@@ -69,6 +74,31 @@ class Lake:
         if "://" in root:
             raise ValueError(f"paths.lake: {root}: a lake needs a folder (local or a mounted share), not a URL")
         self.root = Path(root)
+
+    def claim(self, dataset: str) -> None:
+        """Keep the lake for one data set: the first that is built there, by name.
+
+        Raises:
+            JobError: it belongs to another one.
+        """
+        if not self.belongs_to(dataset):
+            self.root.mkdir(parents=True, exist_ok=True)
+            replace_text(self.root / DATASET, f"{dataset}\n")
+
+    def belongs_to(self, dataset: str) -> bool:
+        """Whether the lake is this data set's; False if it is nobody's yet.
+
+        Raises:
+            JobError: it belongs to another one.
+        """
+        path = self.root / DATASET
+        owner = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+        if owner not in ("", dataset):
+            raise JobError(
+                f"{self.root} holds the data set {owner}, and the settings choose {dataset}: give it a home of its own (paths.home), "
+                "where lake, models and index of no other data set are"
+            )
+        return bool(owner)
 
     def day_dir(self, table: str, ds: date) -> Path:
         """Folder of one day of a table."""

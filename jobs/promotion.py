@@ -78,6 +78,7 @@ def move(config: Config, asked: Pair | None, request: Request) -> Entry:
     """
     root = index_root(config)
     with _alone(root):
+        own = _own_registry(config, root)
         settled, before = settle(config), in_force(config)
         entry = Entry(
             at=request.at,
@@ -88,6 +89,7 @@ def move(config: Config, asked: Pair | None, request: Request) -> Entry:
             reason=request.reason,
             before=before,
             after=asked or Pair(version=None, generation=None),
+            registry=own,
         )
         try:
             if done := _done_before(root, asked, before, request):
@@ -139,7 +141,9 @@ def mend(config: Config) -> None:
     Raises:
         Held: another move is under way.
     """
-    with _alone(index_root(config)):
+    root = index_root(config)
+    with _alone(root):
+        _own_registry(config, root)
         settle(config)
 
 
@@ -156,6 +160,25 @@ def _alone(root: Path) -> Iterator[None]:
                 f"another promotion is under way{by} ({error.strerror}); nothing was moved: look at what it did, then ask again"
             ) from None
         yield
+
+
+def _own_registry(config: Config, root: Path) -> str:
+    """Identity of the registry in force, which must be the one that the index was always moved with: versions of another one are others.
+
+    Raises:
+        JobError: it is another one.
+    """
+    now = registry.identity(config)
+    ours = next((entry.registry for entry in reversed(moves(root)) if entry.registry), now)
+    if now != ours:
+        found = f"model {now}" if now else f"no model {config.mlflow.model_name!r}"
+        raise JobError(
+            f"{root}: this index moves with the registry of model {ours}; "
+            f"the one at mlflow.tracking_uri {config.tracking_uri()} is another "
+            f"({found}); nothing was moved: ask with the settings of the first, or give this registry an index of its own "
+            "(paths.index, paths.runs)"
+        )
+    return now
 
 
 def _done_before(root: Path, asked: Pair | None, before: Pair, request: Request) -> Entry | None:

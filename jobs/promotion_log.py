@@ -63,6 +63,7 @@ class Entry:
         at: when it was asked for; ``moved_at``: when it was carried out or refused.
         before: the pair that was in force; ``after``: the one asked for.
         withdraw: date to tag what is stepped back from with; None for a step forward.
+        registry: identity of the registry whose version moved; empty in lines from before it was kept.
     """
 
     at: str
@@ -75,6 +76,7 @@ class Entry:
     after: Pair
     withdraw: str | None = None
     message: str = ""
+    registry: str = ""
 
     def text(self) -> str:
         """Canonical JSON, on one line."""

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
@@ -159,6 +159,21 @@ def find(config: Config, alias: str) -> ModelRef | None:
             raise
         raise JobError(f"model {name!r}, alias {alias!r}: registry {config.tracking_uri()} answers: {error}") from error
     return _ref(store, version)
+
+
+@_answered
+def identity(config: Config) -> str:
+    """Which registry this is, wherever it is reached: the model's name and when it was registered first; empty if it never was."""
+    from mlflow.exceptions import MlflowException
+
+    name = config.mlflow.model_name
+    try:
+        made = client(config).get_registered_model(name).creation_timestamp
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return ""
+        raise
+    return f"{name}, registered {datetime.fromtimestamp(made / 1000, UTC).isoformat(timespec='milliseconds')}"
 
 
 @_answered

@@ -230,7 +230,9 @@ def survey(config: Config) -> Report:
     """``find`` for the lake and the source of the settings in force."""
     from jobs.sources import open_source
 
-    return find(config, Lake(config.paths.at("lake")), open_source(config.dataset).inputs)
+    lake = Lake(config.paths.at("lake"))
+    lake.belongs_to(config.dataset.name)
+    return find(config, lake, open_source(config.dataset).inputs)
 
 
 def summary(report: Report) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -93,13 +93,13 @@ def generation_table(shown: Shown) -> Table:
     return table
 
 
-def promotion_table(entries: Sequence[Entry]) -> Table:
-    """The promotion log, oldest first."""
-    table = plain_table("when", "what", "outcome", "version", "generation", "who", "why")
+def promotion_lines(entries: Sequence[Entry]) -> Iterator[Text]:
+    """The promotion log, oldest first: a line that holds what can be copied, then a line that says why."""
+    styles = {"promoted": "green", "refused": "red", "undone": "yellow"}
     for e in entries:
-        version = f"{e.before.version or '-'} → {e.after.version or '-'}"
-        table.add_row(e.moved_at, e.action, e.outcome, version, e.after.generation or "", Text(e.who), Text(e.message or e.reason))
-    return table
+        versions = f"version {e.before.version or '-'} → {e.after.version or '-'}"
+        yield Text.assemble(e.moved_at, "  ", e.action, " ", (e.outcome, styles[e.outcome]), f"  {versions}  {e.after.generation or ''}")
+        yield Text(f"    {e.who}: {e.message or e.reason}")
 
 
 def difference_table(found: Difference, shown: int = GROUPS_SHOWN) -> Group:

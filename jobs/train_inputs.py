@@ -102,14 +102,21 @@ def train_inputs(config: Config, day: date) -> TrainInputs:
     Raises:
         ConfigError: the date leaves no training window.
         MissingPartition: names the table and the days that were never built.
-        JobError: a partition was made with other data-set settings, or no training day has a positive.
+        JobError: a partition was made with other data-set settings, no day has a catalogue, or no training day a positive.
     """
     window, lake = config.run_window(day), Lake(config.paths.at("lake"))
     fit = days_between(window.train_first, window.fit_last)
     validation = days_between(window.validation_first, window.train_last)
     needed = {"examples": fit + validation, "item_features": _known_days(window, day), "cross_arrays": [day]}
     for table, days in needed.items():
-        _same_settings(config, lake.require(table, days))
+        markers = lake.require(table, days)
+        _same_settings(config, markers)
+        if table == "item_features" and not any(marker.rows for marker in markers):
+            rule = config.dataset.catalogue
+            raise JobError(
+                f"item_features of {days[0]} to {days[-1]} hold no item: none had {rule.min_events} events in {rule.window_days} days; "
+                "set catalogue.min_events of the data set lower, then build these days again (python -m jobs.item_features)"
+            )
     found = TrainInputs(
         config=config,
         day=day,

@@ -59,6 +59,7 @@ class Stack:
         self.config, self.place, self.sets = config, place, sets
         self.home = Path(config.paths.home).resolve()
         self.folder = self.home / "stack"
+        self.released = self.home / "live"
         self.logs = self.folder / "logs"
         self.state: State | None = load_state(self.folder)
 
@@ -98,6 +99,10 @@ class Stack:
             redis=cache.uri,
             java=base.get("JAVA_HOME") or state.environment.get("JAVA_HOME") or programs.java_home(),
         )
+        # Versions of the stack's registry are not those of another: what names them lies apart from that of runs without a server.
+        for name in ("index", "runs"):
+            if not getattr(self.config.paths, name):
+                mine[f"DIG_PATHS__{name.upper()}"] = str(self.released / name)
         state.environment = mine | airflow.settings(self.folder / "openlineage" / "events.jsonl")
         # Titles of processes would otherwise be written over the environment, and with it the marker.
         shared = {**base, **state.environment, supervise.MARKER: state.marker, "SPT_NOENV": "1"}
@@ -192,6 +197,7 @@ class Stack:
             if service.url:
                 tell(f"{'airflow' if service.name == 'api-server' else service.name:<10}{service.url}")
         tell(f"login     admin / {state.secrets['admin']}")
+        tell(f"index     {state.environment.get('DIG_PATHS__INDEX') or self.config.paths.at('index')}")
         tell(f"logs      {self.logs}")
         tell('a shell   eval "$(python -m ops env)" and then airflow …, dig …')
 
@@ -200,7 +206,8 @@ class Stack:
 
         Args:
             tell: hears what happens.
-            purge: remove the stack's folder too: databases, registry and its artifacts, Airflow's history, logs, secrets.
+            purge: remove the stack's folder too: databases, registry and its artifacts, Airflow's history, logs, secrets; and
+                what names versions of that registry: index and records of runs.
         """
         if not self.folder.is_dir():
             tell(f"no stack under {self.home}")
@@ -212,8 +219,9 @@ class Stack:
                 if purge and state.postgres:
                     shutil.rmtree(state.postgres, ignore_errors=True)
             if purge:
+                shutil.rmtree(self.released, ignore_errors=True)
                 shutil.rmtree(self.folder)
-                tell(f"{self.folder} removed")
+                tell(f"{self.folder} and {self.released} removed")
 
     def _stop_all(self, state: State, tell: Tell) -> None:
         left = dict(state.processes)

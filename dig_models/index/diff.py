@@ -289,8 +289,9 @@ def grouping_fields(root: Path, generation: str, by: Sequence[str] | None = None
 
 
 def _spec(root: Path, generation: str) -> FeatureSpec:
+    folder = g.generation_dir(root, generation)
     try:
-        settings = json.loads((g.generation_dir(root, generation) / g.MODEL / SETTINGS).read_text())
+        settings = json.loads((folder / g.MODEL / SETTINGS).read_text())
         return FeatureSpec.model_validate(settings["spec"])
     except (OSError, ValueError, KeyError) as error:
         raise g.IndexCorrupt(generation, f"{g.MODEL}/{SETTINGS}", expected="settings", found=str(error).splitlines()[0]) from None

@@ -28,7 +28,7 @@ from dig_models.serve.engine import Busy, Engine, NotReady
 from dig_models.serve.errors import where
 from dig_models.serve.follower import Follower
 from dig_models.serve.metrics import Metrics
-from dig_models.serve.schemas import Answers, Error, Generation, Health, Model, Question, Questions, Refused, answers, parse
+from dig_models.serve.schemas import Answers, Error, Generation, Health, Model, Question, Questions, Ready, Refused, answers, parse
 from dig_models.serve.service import InvalidQuery, Reply
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class Server:
         service = self.follower.current
         if service is None:
             raise Refused(503, "not_ready", "no index generation is open yet; the log says what is waited for", retry_after=1)
-        return reply(Health(status="ready", generation=service.source.generation))
+        return reply(Ready(status="ready", generation=service.source.generation))
 
     async def figures(self) -> Response:
         """Metrics in the text format of Prometheus."""
@@ -250,7 +250,7 @@ def create_app(server: Server) -> FastAPI:
         partial(app.add_api_route, methods=["POST"], response_model=None),
     )
     get("/health", server.health, responses=said(Health), tags=["probes"])
-    get("/ready", server.ready, responses=said(Health, 503), tags=["probes"])
+    get("/ready", server.ready, responses=said(Ready, 503), tags=["probes"])
     get("/metrics", server.figures, responses={200: TEXT, **said(None, 401)}, dependencies=guarded, tags=["probes"])
     get("/v1/generation", server.generation, responses=said(Generation, 401, 503), dependencies=guarded, tags=["answers"])
     for name, call, model in (("retrieve", server.retrieve, server.questions.retrieve), ("rank", server.rank, server.questions.rank)):

@@ -106,10 +106,15 @@ class Generation(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the process answers, or is ready to."""
+    """The process answers."""
 
     status: str
-    generation: str | None = None
+
+
+class Ready(Health):
+    """A generation is open."""
+
+    generation: str
 
 
 class Fault(BaseModel):

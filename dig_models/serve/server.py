@@ -99,7 +99,7 @@ def serve(root: Path, config: ServeConfig, retrieve: RetrieveConfig, token: str 
     app = create_app(build(root, config, retrieve, token))
     gc.freeze()  # what was imported stays: a collection after a switch need not look at it
     name, port = listening.getsockname()[:2]
-    log.info("serving %s on http://%s:%d", root, f"[{name}]" if ":" in name else name, port)
+    log.info("listening on http://%s:%d, opening what serves under %s", f"[{name}]" if ":" in name else name, port, root)
     settings = uvicorn.Config(
         app,
         log_config=None,  # its access log would hold what clients put into paths

@@ -116,7 +116,11 @@ def reading(table: str) -> Iterator[None]:
         said = _said(str(error), "MALFORMED|CANNOT_PARSE|USER_RAISED_EXCEPTION") or _said(str(error), "FAILED_READ_FILE")
         if said is None:
             raise
-        raise RawDataError(f"raw data for table {table}: {said.group(1)[:500]}") from error
+        file = re.search(r"reading file file:/*(/\S+?)\.?\s", str(error))
+        where = f"raw data for table {table}{f', {file.group(1)}' if file else ''}"
+        raise RawDataError(
+            f"{where}: {said.group(1)[:500]}; mend the file, or tell Spark's reader what to do by options of the table"
+        ) from error
 
 
 def _said(text: str, conditions: str) -> re.Match[str] | None:

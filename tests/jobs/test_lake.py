@@ -27,6 +27,17 @@ def lake(tmp_path: Path) -> Lake:
     return Lake(str(tmp_path / "lake"))
 
 
+def test_a_lake_is_of_the_data_set_that_was_built_there_first(lake: Lake) -> None:
+    assert not lake.belongs_to("shop"), "nobody's yet"
+    lake.claim("shop")
+    lake.claim("shop")
+    assert lake.belongs_to("shop")
+    for ask in (lake.claim, lake.belongs_to):
+        with pytest.raises(JobError, match=r"holds the data set shop, and the settings choose grocer: .*paths\.home"):
+            ask("grocer")
+    assert lake.belongs_to("shop")
+
+
 def put(lake: Lake, day: date, values: Sequence[int], content: str = "c", table: str = "t", column: str = "v", **changed: Any) -> Marker:
     """Commit a day without Spark."""
     columns = {column: "bigint"}

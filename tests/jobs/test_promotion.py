@@ -100,6 +100,22 @@ def test_after_a_rollback_a_promotion_and_a_rollback_lead_back_to_the_same_pair(
     assert world.current == one.generation
 
 
+def test_an_index_moves_with_one_registry_however_alike_another_is(world: ReleaseWorld, tmp_path: Path) -> None:
+    for pair in world.pairs[:2]:
+        move(world.config, pair, asks())
+    log, aliases = (world.root / LOG).read_bytes(), world.aliases
+    other = rw.settings(Path(world.config.paths.home), f"mlflow.tracking_uri=sqlite:///{tmp_path / 'other.db'}")
+    for known in ("no model 'dig'", "model dig, registered 20"):
+        for asked in (None, world.pairs[2]):
+            with pytest.raises(JobError, match=rf"moves with the registry of model dig, registered .*is another \({known}.*paths\.index"):
+                move(other, asked, asks("promote" if asked else "rollback", who="bob", past_gate=True, by_hand=True))
+        if known.startswith("no"):
+            registry.client(other).create_registered_model(other.mlflow.model_name)
+    assert ((world.root / LOG).read_bytes(), world.aliases, world.current) == (log, aliases, world.pairs[1].generation)
+    move(world.config, None, asks("rollback", past_gate=True, by_hand=True))
+    assert world.current == world.pairs[0].generation
+
+
 def test_a_version_that_did_not_pass_the_gate_is_refused_unless_asked_past_it(world: ReleaseWorld) -> None:
     registry.tag(world.config, "1", registry.GATE, registry.REFUSED)
     with pytest.raises(JobError, match="version 1 did not pass the gate"):

@@ -234,5 +234,6 @@ def test_fields_without_their_table_are_an_error(spark: SparkSession, tmp_path: 
 
 def test_a_malformed_csv_row_is_an_error(spark: SparkSession, tmp_path: Path) -> None:
     path = csv(tmp_path / "e.csv", "user_id,item_id,ts", "a,x,2024-03-05 10:00:00,too,many")
-    with pytest.raises(RawDataError, match="raw data for table interactions: Malformed"), reading("interactions"):
+    told = r"raw data for table interactions, /.*e\.csv: Malformed.*a,x,2024.*; mend the file"
+    with pytest.raises(RawDataError, match=told), reading("interactions"):
         open_source(dataset({"path": path, "format": "csv"})).interactions(spark, [DAY]).collect()

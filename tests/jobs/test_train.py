@@ -20,7 +20,7 @@ from dig_models.train.warm import between, rename_codes, unaligned
 from jobs import runs
 from jobs.config import Config
 from jobs.entry import JobError
-from jobs.lake import Lake, MissingPartition
+from jobs.lake import MARKER, Lake, MissingPartition
 from jobs.train_inputs import train_inputs
 from tests.jobs import train_world as tw
 
@@ -108,6 +108,15 @@ def rewrite(config: Config, change: object) -> None:
             labels = change(table.column("label").to_pylist(), back)  # type: ignore[operator]
             at = table.column_names.index("label")
             pq.write_table(table.set_column(at, "label", pa.array(labels, pa.list_(pa.int8()))), file)
+
+
+def test_a_window_without_a_catalogue_names_the_setting(config: Config) -> None:
+    lake = Lake(config.paths.at("lake"))
+    for day in lake.days("item_features"):
+        path = lake.day_dir("item_features", day) / MARKER
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"rows": 0}))
+    with pytest.raises(JobError, match=r"hold no item: none had \d+ events in \d+ days; set catalogue\.min_events"):
+        train_inputs(config, tw.DAY)
 
 
 def test_a_window_without_positives_is_refused(config: Config) -> None:

@@ -96,7 +96,17 @@ def test_tasks_find_settings_registry_and_programs(stack, state, services):
     assert env["JAVA_HOME"] == "/java"
     assert env["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert (Path(env["PYTHONPATH"].split(os.pathsep)[0]) / "dags").is_dir()
-    assert load(env["DIG_CONFIG"], environ=env).tracking_uri() == "http://127.0.0.1:15000"
+    config = load(env["DIG_CONFIG"], environ=env)
+    assert config.tracking_uri() == "http://127.0.0.1:15000"
+    assert config.paths.at("index") == str(stack.home / "live" / "index")
+    assert config.paths.at("lake") == str(stack.home / "lake"), "the rows are the same for all"
+
+
+def test_an_index_that_was_given_a_place_keeps_it(tiny_conf, state):
+    config = load(tiny_conf, ["paths.index=/mnt/index"], environ={})
+    Stack(config, tiny_conf, ["paths.index=/mnt/index"]).services(state, (Path("/postgres/bin"), Path("/redis-server")))
+    assert "DIG_PATHS__INDEX" not in state.environment
+    assert load(state.environment["DIG_CONFIG"], environ=state.environment).paths.at("index") == "/mnt/index"
 
 
 def test_the_callers_settings_stay_in_force_but_not_over_the_stacks_own(tiny_conf):
