@@ -48,8 +48,8 @@ class Window:
             earliest = first_date + timedelta(days=eval_days + validation_days + 1)
             raise ValueError(
                 f"date {run_date}: data start on {first_date}, which leaves no training day before the {validation_days} "
-                f"validation and {eval_days} evaluation days; the earliest date possible is {earliest}, or set window.validation_days and "
-                "window.eval_days lower"
+                f"validation and {eval_days} evaluation days (window.validation_days, "
+                f"window.eval_days); the earliest date possible is {earliest}"
             )
         return cls(
             run_date=run_date,

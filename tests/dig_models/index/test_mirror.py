@@ -188,7 +188,9 @@ def test_a_reader_that_polls_during_pushes_never_meets_a_mix_or_a_gap(index: tup
                 assert g.current(cache) == pulled.generation
                 seen.append(pulled.generation)
             except Exception as error:
-                broken.append(error)
+                if "while it was pulled; pull again" not in str(error):  # it was outrun, says so, and has nothing rather than a mix
+                    broken.append(error)
+                assert g.current(cache) is None
             shutil.rmtree(cache)
             turn += 1
 
