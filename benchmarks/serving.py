@@ -142,7 +142,7 @@ def served(root: Path, log: Path, sets: Sequence[str]) -> Iterator[tuple[str, ps
     try:
         until = time.monotonic() + PATIENCE
         while True:
-            said = re.search(r" on (http://\S+)", log.read_text())
+            said = re.search(r" on (http://[^\s,]+)", log.read_text())
             with suppress(httpx.TransportError):
                 if said and httpx.get(f"{said[1]}/ready", timeout=5).status_code == 200:
                     break

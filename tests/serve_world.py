@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,10 +81,10 @@ class Process:
         return self
 
     def ready(self) -> bool:
-        said = [line for line in self.log.read_text().splitlines() if " on http://" in line]
-        if not said:
+        said = re.search(r" on (http://[^\s,]+)", self.log.read_text())
+        if said is None:
             return False
-        self.address = said[0].rpartition(" on ")[2]
+        self.address = said[1]
         try:
             return httpx.get(f"{self.address}/ready", timeout=5).status_code == 200
         except httpx.TransportError:
