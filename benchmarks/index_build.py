@@ -2,7 +2,8 @@
 
 Usage: ``python -m benchmarks.index_build [--items 10000 100000 1000000] [--threads 2]``. Items are synthetic rows of ``item_features``
 with the fields of the data set's feature spec, skewed as real categories are; the model is the default network with codebooks built on
-a part of them. Every phase runs in a process of its own, so that its peak memory is its own. Writes
+a part of them. Phases: build, verify, open (and the first requests, which make what is made when first needed), refresh with 1% arrivals
+and 1% withdrawals. Each runs in a process of its own, so that its peak memory is its own. Writes
 ``benchmarks/results/index_build.json`` and ``index_build.png``.
 """
 
@@ -191,7 +192,7 @@ def check(home: Path, config: Config) -> dict[str, Any]:
 
 
 def opened(home: Path, config: Config, repeats: int = 30) -> dict[str, Any]:
-    """Open it again and again; then one request."""
+    """Open it again and again; then the first requests as they are served by default."""
     from dig_models.index.reader import IndexReader
 
     memory, times = Memory(), []
@@ -200,10 +201,12 @@ def opened(home: Path, config: Config, repeats: int = 30) -> dict[str, Any]:
         reader = IndexReader.open(home / "index")
         times.append(1000 * (time.perf_counter() - start))
     held = memory.figures()
-    first = []
-    for _ in range(2):
+    settings, first = config.retrieve, []
+    for _ in range(3):
         start = time.perf_counter()
-        reader.retriever.retrieve(reader.state, np.array([1]), k=10, beam=50, rerank=50, u2t="mlp")
+        reader.retriever.retrieve(
+            reader.state, np.array([1]), k=10, beam=settings.beam, rerank=settings.rerank, u2t=config.model.u2t_inference
+        )
         first.append(round(1000 * (time.perf_counter() - start), 1))
     return {
         "first_open_ms": round(times[0], 1),
@@ -212,6 +215,31 @@ def opened(home: Path, config: Config, repeats: int = 30) -> dict[str, Any]:
         "request_ms": first,
         **held,
     }
+
+
+def fresh(home: Path, config: Config) -> dict[str, Any]:
+    """A delta generation: a hundredth of the items new, as many withdrawn."""
+    from dig_models.index.refresh import Fresh, refresh
+    from dig_models.index.writer import locked
+    from dig_models.items import ItemTable
+
+    spec, root = config.dataset.spec(), home / "index"
+    table = pq.read_table(home / "items.parquet")
+    count = len(table) // 100
+    arrived = table.slice(0, count)
+    ids = [f"new-{number:08d}" for number in range(count)]
+    hashes = pa.array([hash_id(i) for i in ids], pa.int64())
+    for name, column in (("item_id", pa.array(ids)), ("item_hash", hashes), ("k_item", hashes)):
+        if name in arrived.column_names:
+            arrived = arrived.set_column(arrived.column_names.index(name), name, column)
+    withdrawn = table.column("item_hash").slice(len(table) - count).to_numpy()
+    given = Fresh(arrived=ItemTable.from_arrow(arrived, spec), withdrawn=withdrawn)
+    memory, start = Memory(), time.perf_counter()
+    with locked(root):
+        generation = refresh(root, given, spec)
+    seconds = time.perf_counter() - start
+    size = sum(p.stat().st_size for p in (root / "generations" / generation).rglob("*") if p.is_file() and p.stat().st_nlink == 1)
+    return {"refresh_seconds": round(seconds, 2), "own_mb": round(size / 1e6, 1), **memory.figures()}
 
 
 def alone(phase: Callable[[Path, Config], dict[str, Any]], home: Path, config: Config, threads: int) -> dict[str, Any]:
@@ -258,12 +286,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="dig-index-build-") as folder:
             home = Path(folder) / "world"
             write_world(home, config, items, args.users)
-            phases = {"build": build, "verify": check, "open": opened}
+            phases = {"build": build, "verify": check, "open": opened, "refresh": fresh}
             row = {"items": items, **{name: alone(partial(phase), home, config, args.threads) for name, phase in phases.items()}}
         print(json.dumps(row, indent=1), flush=True)
         rows.append(row)
     result = {
-        "question": "seconds to build and verify a generation, milliseconds to open one, memory that each takes",
+        "question": "seconds to build, verify and refresh a generation, milliseconds to open it and to answer first, their memory",
         "machine": {"cpus": os.cpu_count(), "threads": args.threads, "load_average": [round(v, 2) for v in os.getloadavg()]},
         "users": args.users,
         "model": {"levels": config.model.levels, "codes": config.model.codes, "dim": config.model.dim},

@@ -11,7 +11,8 @@ compared, for it is defined for prefixes that do not exist; ``exact`` is the def
 - ``mlp``, ``exact``: this project. (a) ``dense``: ``Dig.recall_logit`` of all K codes of each kept prefix and a mask. (b) ``dict``: nested
   Python dictionaries, the project's scorer. (c) ``exhaustive``: every SID. (d) ``hnsw``: FAISS over two-tower vectors of 32 numbers, its
   ``efSearch`` the smallest power of two at which it finds as much of the exact inner-product list as the beam finds of the exhaustive list
-  of its own model (recall of the best 100). (e) ``floor``: the matrix products of the scored rows alone.
+  of its own model (recall of the best 100). (e) ``floor``: the matrix products of the scored rows alone. ``dict``, ``exhaustive`` and
+  ``hnsw`` stop at a million items, for their memory; (a) differs from this project in both the trie and the factored scorer.
 - Growth is shown for three families, each with codes and beam that stay as they are from 100k to 10M items: the default 64^3, the paper's
   256^4, and 16^4, whose prefixes nearly all exist at 100k already. At most K + (L - 1) x beam x K rows are scored, and how many of them
   exist is a matter of how full the codes are: ``rows`` says how many were scored, by level.
@@ -23,6 +24,7 @@ Before a method is timed its lists are compared with this project's. Writes ``be
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -33,7 +35,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,11 @@ class Case:
         """Its name in the results."""
         return f"{self.size.name}/{self.method}/beam {self.beam}" + (f"/rerank {self.rerank}" if self.rerank else "")
 
+    @property
+    def measured_as(self) -> dict[str, Any]:
+        """What a kept result must agree in to stand for this case."""
+        return {"repeats": self.repeats, "seconds": self.seconds, "threads": self.threads, "code": _code()}
+
 
 def main() -> None:
     """Run what is missing, then write results and plots."""
@@ -92,7 +99,7 @@ def main() -> None:
     cases = list(_cases(args))
     for at, case in enumerate(cases, 1):
         known = results["cases"].get(case.key, {})
-        if known and set(map(str, case.batches)) <= set(known["batches"]):
+        if known and set(map(str, case.batches)) <= set(known["batches"]) and known["measured_as"] == case.measured_as:
             continue
         if case.method == "hnsw":
             recall = results["cases"].get(f"{case.size.name}/recall/beam {case.beam}", {}).get("recall")
@@ -103,6 +110,7 @@ def main() -> None:
         file.write_text(json.dumps(results, indent=1) + "\n")
     draw(results, RESULTS, args.name)
     print(table(results))
+    print("\n".join(verdicts(results)))
 
 
 def run(case: Case, work: Path) -> dict[str, Any]:
@@ -265,7 +273,52 @@ def _child(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(f"{case.key}: the process ended with status {done.returncode}")
     out: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return out | {"load_average": round(os.getloadavg()[0], 2)}
+    return out | {"load_average": round(os.getloadavg()[0], 2), "measured_as": case.measured_as}
+
+
+@cache
+def _code() -> str:
+    """Digest of the sources that decide what is timed."""
+    root = Path(__file__).parents[1]
+    files = [*(root / "dig_models" / "retrieve").glob("*.py"), *(root / "dig_models" / "nn").glob("*.py"), root / "dig_models" / "dig.py"]
+    files += [Path(__file__).with_name(f"retrieval_{part}.py") for part in ("methods", "static", "towers", "world")]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:16]
+
+
+def verdicts(results: dict[str, Any]) -> list[str]:
+    """A line for each figure that was aimed at: what came out, and whether it is reached."""
+    cases = results["cases"]
+
+    def p50(name: str, method: str, batch: int) -> float:
+        batches = cases.get(f"{name}/{method}/beam {BEAM}", {}).get("batches", {})
+        return float(batches.get(str(batch), {}).get("p50_ms", math.nan))
+
+    def rows(name: str, method: str) -> float:
+        return float(sum(cases.get(f"{name}/{method}/beam {BEAM}", {}).get("rows", [math.nan])))
+
+    sizes = [Size(items=n, levels=levels, codes=codes).name for n, (levels, codes) in FITTING.items()]
+    asked = [
+        (f"dense over this project, {sizes[1]}, batch {b}", p50(sizes[1], "dense", b) / p50(sizes[1], "mlp", b), 10.0) for b in (1, 32, 256)
+    ]
+    asked += [
+        (f"this project over its matrix products, {size}, batch 256", p50(size, "mlp", 256) / p50(size, "floor", 256), -2.0)
+        for size in sizes
+    ]
+    asked += [(f"batch 1 at the default model, {sizes[0]}, ms", p50(sizes[0], "exact", 1), -10.0)]
+    for levels, codes in FAMILIES:
+        small, large = (Size(items=n, levels=levels, codes=codes).name for n in (100_000, 10_000_000))
+        for method in ("mlp", "exact"):
+            grown = p50(large, method, 32) / p50(small, method, 32)
+            asked.append((f"10M items over 100k, {codes}^{levels}, {method} u2t, batch 32", grown, -1.3))
+            asked.append(("  the same for each row scored", grown / (rows(large, method) / rows(small, method)), -1.3))
+    lines = []
+    for what, found, limit in asked:
+        if not math.isnan(found):
+            reached = found >= limit if limit > 0 else found <= -limit
+            lines.append(
+                f"{what}: {found:.2f}, {'at least' if limit > 0 else 'at most'} {abs(limit):g}: {'reached' if reached else 'NOT reached'}"
+            )
+    return lines
 
 
 def table(results: dict[str, Any]) -> str:

@@ -48,7 +48,7 @@ def draw(results: dict[str, Any], folder: Path, name: str) -> None:
         for axis, batch in zip(axes, batches, strict=False):
             _cost(axis, cases, batch)
         _growth(axes[-1], cases)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=len(LABELS), fontsize=8)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=len(LABELS), fontsize=8, handlelength=3.5)
         figure.savefig(folder / f"{name}.png", dpi=150)
         figure = Figure(figsize=(4.2 * len(batches), 3.6), layout="constrained")
         for axis, batch in zip(figure.subplots(1, len(batches), squeeze=False)[0], batches, strict=True):

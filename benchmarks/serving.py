@@ -4,8 +4,9 @@ Usage: ``python -m benchmarks.serving [--connections 1 8 32] [--seconds 20] [--s
 package). ``dig serve`` runs in a process of its own on a copy of the index (hard links). Every number of connections is measured at
 rest and while ``CURRENT`` is switched every few seconds between two generations; the second one is the newest of another model version, or,
 if the index holds none, one built here with weights that differ by 2% and without every tenth item. The checking client compares each
-answer with what the generation that it names answers in this process: item by item, probability by probability. Writes
-``benchmarks/results/serving.json`` and ``serving.png``.
+answer with what the generation that it names answers in this process: item by item, probability by probability, in this order. A line
+counts only if it had answers to check and, with switches, if both generations were seen. Writes ``benchmarks/results/serving.json`` and
+``serving.png``.
 """
 
 from __future__ import annotations
@@ -172,17 +173,38 @@ def check(address: str, known: dict[str, dict[str, dict[str, float]]], k: int, s
         while not stop.wait(0.02):
             pair = [users[at % len(users)], users[(at + 1) % len(users)]]
             at += 2
-            answer = client.post("/v1/retrieve", json={"users": pair, "k": k})
+            try:
+                answer = client.post("/v1/retrieve", json={"users": pair, "k": k})
+            except httpx.HTTPError as error:
+                seen.errors.append(f"{type(error).__name__}: {error}")
+                continue
             if answer.status_code != 200:
                 seen.errors.append(answer.text)
                 continue
             body = answer.json()
+            if body["generation"] not in known:
+                seen.wrong.append(f"{body['generation']}: not one of {', '.join(known)}")
+                continue
             seen.answers[body["generation"]] = seen.answers.get(body["generation"], 0) + 1
+            fits = body["model"]["version"] == g.id_version(body["generation"])
             for one in body["answers"]:
-                own = known[body["generation"]][one["user"]]
-                off = [i for i in one["items"] if abs(own.get(i["item_id"], np.inf) - i["probability"]) > TOLERANCE]
-                if off or len(one["items"]) != k or body["model"]["version"] != g.id_version(body["generation"]):
-                    seen.wrong.append(f"{body['generation']} {one['user']} {off[:2]}")
+                if not fits or not same(one["items"], known[body["generation"]][one["user"]], k):
+                    seen.wrong.append(f"{body['generation']} {one['user']} {one['items'][:2]}")
+
+
+def same(items: Sequence[dict[str, Any]], own: dict[str, float], k: int) -> bool:
+    """Whether a list is the best ``k`` of ``own``, best first; items whose probabilities are equal may change places."""
+    best = sorted(own.values(), reverse=True)[:k]
+    found = [item["probability"] for item in items]
+    each = [own.get(item["item_id"], np.inf) for item in items]
+    return len(found) == k and np.allclose(found, best, rtol=0, atol=TOLERANCE) and np.allclose(found, each, rtol=0, atol=TOLERANCE)
+
+
+def sound(row: dict[str, Any]) -> bool:
+    """Whether a line had something to check and nothing failed."""
+    checked = row["checked"]
+    seen = checked["answers"] > 0 and (not row["switch_seconds"] or (row["switches_followed"] > 0 and checked["generations"] > 1))
+    return bool(seen and not sum(row["errors"].values()) and not checked["wrong"] and not checked["errors"])
 
 
 def measured(
@@ -282,7 +304,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def main() -> int:
-    """Measure, print and keep; exit status 1 if an answer was wrong or a request failed."""
+    """Measure, print and keep; exit status 1 if an answer was wrong, a request failed or a line checked nothing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting; may be repeated")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, 32])
@@ -323,7 +345,11 @@ def main() -> int:
     (args.results / "serving.json").write_text(json.dumps(results, indent=1) + "\n")
     plot(rows, args.results / "serving.png")
     show(rows)
-    return int(any(sum(row["errors"].values()) or row["checked"]["wrong"] or row["checked"]["errors"] for row in rows))
+    unsound = [row for row in rows if not sound(row)]
+    for row in unsound:
+        line = f"{row['connections']} connections, a switch every {row['switch_seconds']:g} s"
+        print(f"not sound: {line}: {row['checked']} {row['examples_of_wrong']}")
+    return int(bool(unsound))
 
 
 if __name__ == "__main__":

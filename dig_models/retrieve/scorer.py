@@ -35,10 +35,10 @@ from dig_models.retrieve.trie import Int64
 OPEN = 1
 """Domain of ``Dig.rank_logit`` and ``recall_logit``: a candidate of the open catalogue, not an exposure."""
 
-BLOCK = 1024
-"""Rows scored at a time: their intermediate results (4 kB a row) stay in the second-level caches of two cores."""
+BLOCK = 2048
+"""Rows scored at a time: with half as many, two threads wait for each other more (a batch takes 18% longer); more gain nothing."""
 
-SPAN = 16 * BLOCK
+SPAN = 8 * BLOCK
 """Rows whose crosses are asked for at a time."""
 
 LARGEST_TEMPERATURE = 40.0

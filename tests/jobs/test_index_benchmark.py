@@ -20,5 +20,6 @@ def test_every_phase_of_every_size_is_measured(tmp_path: Path, monkeypatch: pyte
     assert [row["items"] for row in found["rows"]] == [300, 600]
     for row in found["rows"]:
         assert row["build"]["build_seconds"] > 0 and row["verify"]["verify_seconds"] > 0 and row["open"]["open_ms_median"] > 0
+        assert len(row["open"]["request_ms"]) == 3 and row["refresh"]["refresh_seconds"] > 0
         assert row["build"]["peak_rss_mb"] > row["build"]["grown_anonymous_mb"] >= 0
     assert (tmp_path / "index_build.png").stat().st_size > 1000
