@@ -42,16 +42,16 @@ def refresh(
         wanted = date.fromisoformat(day)
     except ValueError:
         raise typer.BadParameter(f"{day!r}: expected a date, YYYY-MM-DD", param_hint="--date") from None
+    from jobs.followers import follow_all
     from jobs.fresh import publish
-    from jobs.mirrors import push_all
     from jobs.promotion_log import Request
 
     now = datetime.now(UTC).isoformat(timespec="seconds")
     reason = f"items of {wanted}"
     done = publish(force, wanted, Request(action="refresh", who=who or getpass.getuser(), reason=reason, at=now, begun=now, past_gate=True))
     typer.echo(f"{done.outcome}: {done.generation} serves, {done.arrived} new items and {done.withdrawn} withdrawn since {done.base}")
-    for pushed in push_all(force):
-        typer.echo(f"mirror {pushed.url} serves {pushed.generation}")
+    for copy in follow_all(force):
+        typer.echo(f"{copy.place} serves {copy.generation}")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -84,11 +84,11 @@ def _request(config: Config, action: Action, reason: str, who: str | None) -> Re
 
 
 def _move(config: Config, target: Pair | None, request: Request) -> None:
-    from jobs.mirrors import push_all
+    from jobs.followers import follow_all
     from jobs.promote import said
     from jobs.promotion import move
 
     entry = move(config, target, request)
     Console().print(entry.message or f"{said(entry.after)}; before: {entry.before}", highlight=False, soft_wrap=True)
-    for pushed in push_all(config):
-        Console().print(f"mirror {pushed.url} serves {pushed.generation}", highlight=False, soft_wrap=True)
+    for copy in follow_all(config):
+        Console().print(f"{copy.place} serves {copy.generation}", highlight=False, soft_wrap=True)

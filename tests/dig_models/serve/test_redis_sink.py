@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mlflow_server import free_port
 from redis import Redis
-from redis.exceptions import RedisError
+from redis_world import everything, needs_redis, running
 from serve_world import PROJECT
 
 from dig_models.index import generation as g
@@ -23,31 +20,13 @@ from dig_models.index.diff import Sids, sid_text
 from dig_models.index.redis_sink import RedisFailed, RedisIndex, push
 
 PREFIX = "{dig}"
-PROGRAM = shutil.which("redis-server")
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="redis-server is not installed")
+pytestmark = needs_redis
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[str]:
-    """A server on loopback that keeps nothing; stopped by its pid."""
-    port, home = free_port(), tmp_path_factory.mktemp("redis")
-    command = [str(PROGRAM), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(home)]
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    client, until = Redis(port=port), time.monotonic() + 30
-    while not answers(client):
-        assert process.poll() is None and time.monotonic() < until
-        time.sleep(0.05)
-    yield f"redis://127.0.0.1:{port}/0"
-    process.terminate()
-    process.wait(timeout=30)
-
-
-def answers(client: Redis) -> bool:
-    try:
-        return bool(client.ping())
-    except RedisError:
-        return False
+    with running(tmp_path_factory.mktemp("redis")) as url:
+        yield url
 
 
 @pytest.fixture
@@ -60,11 +39,6 @@ def client(server) -> Iterator[Redis]:
 def sids_of(root: Path, generation: str) -> dict[str, str]:
     own = Sids.read(root / g.GENERATIONS / generation, generation)
     return dict(zip(own.id_M.tolist(), sid_text(own.code_ML), strict=True))
-
-
-def everything(client: Redis) -> dict[bytes, object]:
-    kinds = {b"hash": client.hgetall, b"string": client.get, b"list": lambda key: client.lrange(key, 0, -1)}
-    return {key: kinds[client.type(key)](key) for key in client.keys("*")}
 
 
 def test_every_item_and_every_sid_is_found(world, server, client):
