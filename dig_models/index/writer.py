@@ -303,8 +303,8 @@ def switch(root: Path, generation: str) -> None:
 def superfluous(root: Path, keep: int, also: Collection[str] = ()) -> list[str]:
     """Generations that ``retain`` would remove, oldest first.
 
-    Kept are the newest ``keep`` whole ones, the current one, the one before it, the one that it was made from if it is a delta
-    generation, deltas made from it, which may be about to serve, those in ``also``, and those that a reader holds open.
+    Kept are the newest ``keep`` whole ones, the current one, the one before it, deltas made when it was current, which may be about to
+    serve, those in ``also``, what each delta among these was made from, and those that a reader holds open.
 
     Raises:
         IndexCorrupt: the current one's manifest cannot be read.
@@ -313,10 +313,11 @@ def superfluous(root: Path, keep: int, also: Collection[str] = ()) -> list[str]:
     kept = {*also}
     if now is not None:
         manifest = g.read_manifest(root, now)
-        kept |= {now, manifest.previous or now, manifest.base or now}
+        kept |= {now, manifest.previous or now}
     bases = {generation: g.base_of(root, generation) for generation in there}
     kept |= set([generation for generation, base in bases.items() if base is None][-keep:])
     kept |= {generation for generation, base in bases.items() if base and g.read_manifest(root, generation).previous == now}
+    kept |= {base for generation in kept if (base := bases.get(generation))}  # a delta that comes back is refreshed from its base
     return [generation for generation in there if generation not in kept and not is_open(g.generation_dir(root, generation))]
 
 

@@ -177,3 +177,15 @@ def test_gc_keeps_what_a_rollback_needs(world: ReleaseWorld, capsys: pytest.Capt
     move(world.config, world.pairs[1], asks(reason="the second", at="2017-11-20T08:30:00+00:00"))
     assert cli.main(["index", "gc", "--keep", "1", *sets]) == 0
     assert g.generations(world.root) == [first, second], "a rollback goes to the first"
+
+
+def test_after_a_rollback_to_a_refreshed_index_the_next_refresh_goes_on(world: ReleaseWorld) -> None:
+    base, config = str(world.current), world.config
+    delta = refreshed(world).generation
+    move(config, world.pairs[1], asks(reason="the second", at="2017-11-20T08:30:00+00:00"))
+    promotion.collect(config, 1)
+    move(config, None, asks("rollback", reason="no good", at="2017-11-20T08:50:00+00:00", by_hand=True, past_gate=True))
+    assert world.current == delta and base in g.generations(world.root)
+    fw.snapshot(config, fw.TODAY, [*(i for i in rw.ITEMS if i not in fw.GONE), *fw.NEW, "fresh-7"])
+    done = refreshed(world, at="2017-11-20T09:00:00+00:00")
+    assert (done.outcome, done.base, done.arrived) == ("refreshed", base, 3)

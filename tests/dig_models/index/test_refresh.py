@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from dig_models.index import generation as g
 from dig_models.index.reader import IndexReader
 from dig_models.index.refresh import Fresh, refresh
 from dig_models.index.verify import verify
-from dig_models.index.writer import Release, locked, retain, switch
+from dig_models.index.writer import Release, locked, retain, superfluous, switch
 from dig_models.items import ItemTable
 from dig_models.quantize.known import KnownSids
 
@@ -203,6 +204,25 @@ def test_retention_counts_whole_generations_and_keeps_the_base(tmp_path: Path, r
         gone = retain(tmp_path, keep=2)
     assert set(gone) == {older[0], *deltas[:2]}
     assert set(g.generations(tmp_path)) == {older[1], base, deltas[2], deltas[3]}
+
+
+def test_a_delta_that_is_kept_keeps_what_it_was_made_from_and_is_refreshed_when_it_serves_again(
+    tmp_path: Path, release: Release, next_release: Release, publish: Publish
+) -> None:
+    spec = release.bundle.spec
+    base = publish(tmp_path, release)
+    delta = apply(tmp_path, spec, fresh(spec))
+    publish(tmp_path, next_release)
+    now = publish(tmp_path, replace(next_release, day=next_release.day + timedelta(days=1)))
+    with locked(tmp_path):
+        assert base not in superfluous(tmp_path, 1, also={delta}), "a rollback may go to the delta"
+        assert set(superfluous(tmp_path, 1)) == {base, delta}, "which else would not be needed"
+        retain(tmp_path, 1, also={delta})
+        assert {base, delta, now} <= set(g.generations(tmp_path))
+        switch(tmp_path, delta)
+    again = apply(tmp_path, spec, fresh(spec, [*NEW, "fresh-3"]))
+    assert g.read_manifest(tmp_path, again).base == base
+    assert sids(IndexReader.open(tmp_path)).keys() >= {*NEW, "fresh-3"}
 
 
 def test_an_item_whose_sid_was_kept_for_it_comes_back_with_it(tmp_path: Path, release: Release, publish: Publish) -> None:
