@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from airflow.sdk import DAG, CronTriggerTimetable
+from airflow.sdk import DAG, CronTriggerTimetable, Param
 from pendulum import UTC
 
 from dags.common import DATE_PARAM, PROMOTION_POOL, SPARK_POOL, as_date, asked, asked_at, asked_by, default_args, settings
@@ -18,6 +18,9 @@ DOC = """
 SIDs to items that are new, from the champion's encoder, leaves out those that were withdrawn, and publishes that as a small delta
 generation: the SIDs of all other items stay, and so do model, user state and crosses. Champion and `CURRENT` move under the same lock as
 in a promotion; `rollback` goes back past the refreshes to what was promoted before. If nothing is new, nothing happens.
+
+If more items are missing from the snapshot than `index.max_withdrawn` (a share of the index) allows, `fresh` fails and what serves
+stays: look whether the snapshot is whole. If they were withdrawn on purpose, trigger the run with `{"past_limit": true}`.
 
 The date is the local day of the data set at the time of the run, at most its last one, or `{"date": "YYYY-MM-DD"}` of the conf.
 """
@@ -42,8 +45,9 @@ def dated(context: Any) -> list[str]:
 
 
 def signed(context: Any) -> list[str]:
-    """The date, and who asks for the move and when."""
-    return [*dated(context), "--who", asked_by(context), "--at", asked_at(context)]
+    """The date, who asks for the move and when, and whether more may be withdrawn than the settings allow."""
+    past_limit = ["--past-limit"] if asked(context).get("past_limit") else []
+    return [*dated(context), "--who", asked_by(context), "--at", asked_at(context), *past_limit]
 
 
 with DAG(
@@ -55,7 +59,12 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     default_args=default_args(),
-    params={"date": DATE_PARAM},
+    params={
+        "date": DATE_PARAM,
+        "past_limit": Param(
+            False, type="boolean", title="Past the limit", description="Withdraw more items than index.max_withdrawn allows."
+        ),
+    },
     tags=["dig", "index"],
 ) as dag:
     arrivals = JobOperator(

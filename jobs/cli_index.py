@@ -32,6 +32,9 @@ def gc(
 
 def refresh(
     day: Annotated[str, typer.Option("--date", help="Day of the items snapshot, YYYY-MM-DD.", metavar="DATE")],
+    past_limit: Annotated[
+        bool, typer.Option("--past-limit", help="Also if more items are withdrawn than index.max_withdrawn allows.")
+    ] = False,
     who: Annotated[str | None, typer.Option(help="Who asks; default: the user that runs this.")] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
@@ -48,7 +51,8 @@ def refresh(
 
     now = datetime.now(UTC).isoformat(timespec="seconds")
     reason = f"items of {wanted}"
-    done = publish(force, wanted, Request(action="refresh", who=who or getpass.getuser(), reason=reason, at=now, begun=now, past_gate=True))
+    request = Request(action="refresh", who=who or getpass.getuser(), reason=reason, at=now, begun=now, past_gate=True)
+    done = publish(force, wanted, request, past_limit=past_limit)
     typer.echo(f"{done.outcome}: {done.generation} serves, {done.arrived} new items and {done.withdrawn} withdrawn since {done.base}")
     for copy in follow_all(force):
         typer.echo(f"{copy.place} serves {copy.generation}")

@@ -173,6 +173,11 @@ class IndexConfig(Strict):
 
     keep: Positive = 5
     fresh_days: Positive = Field(14, description="days that a new item stays in the index before it must have events of its own")
+    max_withdrawn: Fraction = Field(
+        0.05,
+        description="share of a whole generation's items that refreshes may take out of it; more looks like half an items snapshot, "
+        "and is refused unless a person asks for it",
+    )
     mirrors: tuple[Annotated[str, AfterValidator(_place_of_mirror)], ...] = Field(
         (), description="URLs of stores that hold a copy for hosts that do not mount the index, as s3://bucket/index"
     )

@@ -2,7 +2,8 @@
 
 What is new is in the items snapshot of D (``jobs.arrivals``) and not in the oldest one of the last ``index.fresh_days`` days; what was
 withdrawn was in the snapshot that the index was made from and is not in D's. New items get SIDs from the champion's encoder, all others
-keep theirs. The delta generation is published like any other: champion and generation move together, under the promotion lock.
+keep theirs. If more is withdrawn than ``index.max_withdrawn`` allows, the snapshot is taken for half a one, and the refresh is refused.
+The delta generation is published like any other: champion and generation move together, under the promotion lock.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from dig_models.features import hash_id
 from dig_models.index import generation as g
@@ -92,12 +94,18 @@ def find_fresh(config: Config, day: date, base: date) -> tuple[Fresh, date | Non
     return Fresh(arrived=arrived, withdrawn=withdrawn), since
 
 
-def publish(config: Config, day: date, request: Request) -> Refreshed:
+def publish(config: Config, day: date, request: Request, *, past_limit: bool = False) -> Refreshed:
     """Build the delta generation of ``day`` on what serves, and make it current.
 
+    Args:
+        config: settings in force.
+        day: of the items snapshot.
+        request: who asks, when and why.
+        past_limit: also if more items are withdrawn than ``index.max_withdrawn`` allows.
+
     Raises:
-        JobError: nothing serves, ``day`` is older than what serves, a snapshot is missing, champion and index do not belong together,
-            a generation is damaged, or the move was refused; nothing has changed then.
+        JobError: nothing serves, ``day`` is older than what serves, a snapshot is missing, too many items are withdrawn, champion and
+            index do not belong together, a generation is damaged, or the move was refused; nothing has changed then.
         Held: another move is under way.
         FeatureSpecMismatch: what serves was made with other features than the settings in force give.
     """
@@ -111,6 +119,8 @@ def publish(config: Config, day: date, request: Request) -> Refreshed:
             _refuse(day, before, now)
             config.dataset.spec().require(now.spec, f"index generation {now.id}")
             fresh, since = find_fresh(config, day, now.date)
+            if not past_limit:
+                _within_limit(config, root, now, fresh, day)
             emit("fresh", 1, STEPS)
             generation = refresh(root, fresh, config.dataset.spec())
         emit("fresh", 2, STEPS, generation=generation)
@@ -143,6 +153,29 @@ def _refuse(day: date, before: Pair, now: g.Manifest) -> None:
         raise JobError(f"refresh of {day}: generation {now.id} serves {now.date}, a later day; give that day or a later one")
 
 
+def _within_limit(config: Config, root: Path, now: g.Manifest, fresh: Fresh, day: date) -> None:
+    """Refuse to take out more than ``index.max_withdrawn`` of the whole generation; what was let past that does not count again.
+
+    Raises:
+        JobError: more is withdrawn; says how much, and what to do.
+    """
+    base_M, limit = _hashes(root, now.base or now.id), config.index.max_withdrawn
+    gone = np.intersect1d(base_M, fresh.withdrawn)
+    out = np.setdiff1d(base_M, _hashes(root, now.id))
+    counted = np.setdiff1d(gone, out) if len(out) / len(base_M) > limit else gone
+    if len(counted) / len(base_M) > limit:
+        raise JobError(
+            f"refresh of {day}: {len(counted)} of the {len(base_M)} items of generation {now.base or now.id} are not in the items snapshot "
+            f"of that day ({len(counted) / len(base_M):.1%}), expected at most {limit:.1%} (index.max_withdrawn); "
+            "nothing was changed: look whether the snapshot is whole and ingest the day again; if they were withdrawn on purpose, say so: "
+            f"dig index refresh --date {day} --past-limit"
+        )
+
+
+def _hashes(root: Path, generation: str) -> NDArray[np.int64]:
+    return Sids.read(g.generation_dir(root, generation), generation).hash_M
+
+
 def stepped_back(root: Path, current: str, generation: str) -> bool:
     """Whether the last move led from a generation to what is current: whoever asked for it does not want it back an hour later."""
     last = moves(root)[-1:]
@@ -151,7 +184,7 @@ def stepped_back(root: Path, current: str, generation: str) -> bool:
 
 def changed(root: Path, base: str, generation: str) -> tuple[int, int]:
     """Items that a generation has and another has not, and the other way round."""
-    old, new = (Sids.read(g.generation_dir(root, one), one).hash_M for one in (base, generation))
+    old, new = _hashes(root, base), _hashes(root, generation)
     both = len(np.intersect1d(old, new, assume_unique=True))
     return len(new) - both, len(old) - both
 
@@ -168,7 +201,7 @@ def main(call: Invocation) -> None:
         begun=now,
         past_gate=True,
     )
-    done = publish(call.config, day, request)
+    done = publish(call.config, day, request, past_limit=options.past_limit)
     runs.save(call.config, day, "fresh", asdict(done))
     log.info(
         "%s: %s serves, %d new items and %d withdrawn since %s", done.outcome, done.generation, done.arrived, done.withdrawn, done.base
@@ -179,6 +212,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Options of the job."""
     parser.add_argument("--who", default="", help="who asks; default: the user that runs this")
     parser.add_argument("--at", default="", metavar="TIME", help="when it was asked for, ISO 8601; default: now")
+    parser.add_argument("--past-limit", action="store_true", help="also if more items are withdrawn than index.max_withdrawn allows")
 
 
 if __name__ == "__main__":

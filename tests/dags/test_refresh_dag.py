@@ -32,6 +32,12 @@ def test_a_day_can_be_asked_for() -> None:
         refresh.dated(at(moment, date="soon"))
 
 
+def test_a_person_may_withdraw_more_than_the_settings_allow() -> None:
+    moment = datetime(2017, 6, 2, 12, tzinfo=UTC)
+    assert refresh.signed(at(moment, past_limit=True)) == [*refresh.signed(at(moment)), "--past-limit"]
+    assert "--past-limit" not in refresh.signed(at(moment, past_limit=False))
+
+
 def test_every_attempt_of_a_run_asks_the_same() -> None:
     told = at(datetime(2017, 6, 2, 12, tzinfo=UTC))
     assert refresh.signed(told) == refresh.signed(told)

@@ -94,6 +94,42 @@ def test_what_was_stepped_back_from_is_not_published_again(world: ReleaseWorld) 
     assert other.outcome == "refreshed" and other.generation not in (done.generation, base.generation)
 
 
+def test_half_a_snapshot_takes_no_item_out_unless_that_is_asked_for(world: ReleaseWorld, capsys: pytest.CaptureFixture[str]) -> None:
+    before, log = world.current, entries(world.root)
+    fw.snapshot(world.config, fw.TODAY, rw.ITEMS[:20])
+    with pytest.raises(JobError, match=r"20 of the 40 items of generation .*\(50\.0%\), expected at most 5\.0% \(index\.max_withdrawn\)"):
+        refreshed(world)
+    assert main(world, "--date", str(fw.TODAY)) == 2
+    assert (world.current, entries(world.root), len(g.generations(world.root))) == (before, log, 2)
+    assert main(world, "--date", str(fw.TODAY), "--set", "index.max_withdrawn=0.5") == 0, "the limit itself passes"
+    assert all(IndexReader.open(world.root).item_row(item) for item in rw.ITEMS[:20])
+    assert not any(IndexReader.open(world.root).item_row(item) for item in rw.ITEMS[20:])
+
+
+def test_the_way_past_the_limit_is_open_to_command_and_job_and_it_is_counted_anew_from_there(world: ReleaseWorld) -> None:
+    fw.snapshot(world.config, fw.TODAY, rw.ITEMS[:20])
+    options = ["--date", str(fw.TODAY), "--set", f"paths.home={world.config.paths.home}"]
+    assert cli.main(["index", "refresh", *options]) == 2
+    assert cli.main(["index", "refresh", "--past-limit", *options]) == 0
+    assert main(world, "--date", str(fw.TODAY)) == 0, "an hour later nobody has to ask again"
+    fw.snapshot(world.config, fw.TODAY, rw.ITEMS[:18])
+    assert main(world, "--date", str(fw.TODAY)) == 0, "two more are within the limit"
+    assert runs.read(world.config, fw.TODAY, "fresh")["withdrawn"] == 22
+    fw.snapshot(world.config, fw.TODAY, rw.ITEMS[:15])
+    assert main(world, "--date", str(fw.TODAY)) == 2, "three more are not"
+    assert main(world, "--date", str(fw.TODAY), "--past-limit") == 0
+    assert runs.read(world.config, fw.TODAY, "fresh")["withdrawn"] == 25
+
+
+def test_the_limit_is_not_crept_past_hour_by_hour(world: ReleaseWorld) -> None:
+    assert refreshed(world).withdrawn == 2
+    fw.snapshot(world.config, fw.TODAY, [i for i in rw.ITEMS if i not in (*fw.GONE, "i9")])
+    with pytest.raises(JobError, match="3 of the 40 items"):
+        refreshed(world, at="2017-11-20T09:00:00+00:00")
+    fw.snapshot(world.config, fw.TODAY, rw.ITEMS)
+    assert refreshed(world, at="2017-11-20T10:00:00+00:00").withdrawn == 0, "what comes back is back"
+
+
 def test_a_new_item_stays_for_some_days_and_then_must_have_earned_its_place(world: ReleaseWorld) -> None:
     days = world.config.index.fresh_days
     for n in (days, days + 1):
