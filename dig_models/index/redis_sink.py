@@ -6,11 +6,14 @@ Keys, under a prefix (``{dig}`` by default, whose braces keep all of them in one
 * ``<prefix>:<id>:item_to_sid``: hash, item id -> ``12-0-63``;
 * ``<prefix>:<id>:sid_to_items``: hash, ``12-0-63`` -> JSON list of item ids;
 * ``<prefix>:<id>:about``: hash with ``content``, ``date``, ``model``, ``version``, ``items``, ``sids``; written last;
-* ``<prefix>:generations``: list of the ids that serve or served, newest first.
+* ``<prefix>:generations``: list of the ids that serve or served, newest first;
+* ``<prefix>:pending``: set of the ids that were begun and have not served since; gone when there are none.
 
 A generation's id follows from its content, so what is whole is never written again. ``CURRENT`` moves by a script that looks, in the same
-step, whether the generation is whole. ``RedisIndex`` reads pointer and values in one script too, so that an answer comes from one
-generation; a reader without scripts reads ``CURRENT`` and then the keys of that id, which stay for ``keep - 1`` further switches.
+step, whether the generation is whole. What a push that was cut short left is finished by the next one, or removed by it if another
+generation is to serve by then; so one index alone pushes under a prefix. ``RedisIndex`` reads pointer and values in one script too, so
+that an answer comes from one generation; a reader without scripts reads ``CURRENT`` and then the keys of that id, which stay for
+``keep - 1`` further switches.
 """
 
 from __future__ import annotations
@@ -35,13 +38,15 @@ PASSWORD = "DIG_REDIS_PASSWORD"  # noqa: S105  # the name of the variable
 ROWS = 10_000
 SECONDS = 30.0
 FORWARD, BACKWARD, ABOUT = "item_to_sid", "sid_to_items", "about"
+PENDING = "pending"
 
-# KEYS: CURRENT, about of the new generation, generations. ARGV: id, content.
+# KEYS: CURRENT, about of the new generation, generations, pending. ARGV: id, content.
 SWITCH = """
 if redis.call('HGET', KEYS[2], 'content') ~= ARGV[2] then return redis.error_reply('generation ' .. ARGV[1] .. ' is not whole') end
 local before = redis.call('GET', KEYS[1])
 redis.call('LREM', KEYS[3], 0, ARGV[1])
 redis.call('LPUSH', KEYS[3], ARGV[1])
+redis.call('SREM', KEYS[4], ARGV[1])
 redis.call('SET', KEYS[1], ARGV[1])
 return before
 """
@@ -138,7 +143,8 @@ def push(root: Path, url: str, prefix: str, *, keep: int, password: str = "", ge
         whole = _text(client.hget(about, "content")) == manifest.content
         written = 0 if whole else _write(client, root, manifest, prefix)
         script = client.register_script(SWITCH)
-        before = _text(script(keys=[f"{prefix}:{g.CURRENT}", about, f"{prefix}:generations"], args=[manifest.id, manifest.content]))
+        keys = [f"{prefix}:{g.CURRENT}", about, f"{prefix}:generations", f"{prefix}:{PENDING}"]
+        before = _text(script(keys=keys, args=[manifest.id, manifest.content]))
         removed = _retain(client, prefix, keep)
     log.info("redis %s serves %s, %s before; %d fields written, %d generations removed", url, manifest.id, before, written, len(removed))
     return Sunk(url=url, generation=manifest.id, written=written, switched=before != manifest.id, removed=removed)
@@ -147,6 +153,7 @@ def push(root: Path, url: str, prefix: str, *, keep: int, password: str = "", ge
 def _write(client: Redis, root: Path, manifest: g.Manifest, prefix: str) -> int:
     """All fields of a generation, ``about`` last; what a push that was cut short left is removed first."""
     folder, home = g.generation_dir(root, manifest.id), f"{prefix}:{manifest.id}"
+    client.sadd(f"{prefix}:{PENDING}", manifest.id)  # first: whatever is written from here on is found again
     client.unlink(*(f"{home}:{name}" for name in (FORWARD, BACKWARD, ABOUT)))
     written = {FORWARD: 0, BACKWARD: 0}
     for name, file, rows in ((FORWARD, g.ITEM_TO_SID, _sids(folder, manifest)), (BACKWARD, g.SID_TO_ITEMS, _items(folder))):
@@ -181,14 +188,16 @@ def _items(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _retain(client: Redis, prefix: str, keep: int) -> tuple[str, ...]:
-    """Remove generations beyond the newest ``keep`` that served."""
-    name = f"{prefix}:generations"
+    """Remove generations beyond the newest ``keep`` that served, and those whose push was cut short and overtaken by another one's."""
+    name, pending = f"{prefix}:generations", f"{prefix}:{PENDING}"
     served = [str(_text(one)) for one in cast(list[Any], client.lrange(name, 0, -1))]
-    gone = served[keep:]
+    begun = sorted(str(_text(one)) for one in cast(set[Any], client.smembers(pending)))
+    gone = [*served[keep:], *(generation for generation in begun if generation not in served)]
     for generation in gone:
-        # Keys first: if this is cut short, the list still says what is to be removed.
+        # Keys first: if this is cut short, list and set still say what is to be removed.
         client.unlink(*(f"{prefix}:{generation}:{part}" for part in (ABOUT, FORWARD, BACKWARD)))
         client.lrem(name, 0, generation)
+        client.srem(pending, generation)
     return tuple(gone)
 
 

@@ -157,6 +157,57 @@ def test_a_push_killed_before_any_of_its_commands_leaves_one_whole_generation_an
     assert served == sorted(served, key=[world.first, world.second].index) and set(served) == {world.first, world.second}
 
 
+@pytest.mark.slow
+def test_a_push_killed_anywhere_and_overtaken_by_another_generation_leaves_nothing_behind(world, server, client):
+    """As above, but what serves is another one again when the next push comes."""
+
+    def begin() -> None:
+        client.flushall()
+        world.switch(world.first)
+        push(world.root, server, PREFIX, keep=1)
+
+    def killed(at: int) -> subprocess.CompletedProcess[str]:
+        world.switch(world.second)
+        command = [sys.executable, "-c", DYING, str(at), str(world.root), server]
+        return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True, check=False)
+
+    begin()
+    untouched, written = everything(client), 0
+    commands = int(killed(0).stdout)
+    for at in range(1, commands + 1):
+        begin()
+        assert killed(at).returncode == -9
+        written += any(key.startswith(f"{PREFIX}:{world.second}:".encode()) for key in everything(client))
+        world.switch(world.first)
+        push(world.root, server, PREFIX, keep=1)
+        assert everything(client) == untouched, "as if the other one had never been begun"
+    assert written > 4
+
+
+def test_what_a_push_of_one_generation_left_is_removed_by_that_of_another(world, server, client, monkeypatch):
+    push(world.root, server, PREFIX, keep=2)
+    before = everything(client)
+    world.switch(world.second)
+    with monkeypatch.context() as patch:
+        patch.setattr(Redis, "hlen", lambda *args: 0)
+        with pytest.raises(RedisFailed, match="is another program writing there"):
+            push(world.root, server, PREFIX, keep=2)
+    assert everything(client).keys() - before.keys() == {f"{PREFIX}:pending".encode(), f"{PREFIX}:{world.second}:item_to_sid".encode()}
+    world.switch(world.first)
+    assert push(world.root, server, PREFIX, keep=2).removed == (world.second,)
+    assert everything(client) == before
+
+
+def test_a_generation_that_served_and_is_written_anew_is_not_taken_for_a_leftover(world, server, client):
+    push(world.root, server, PREFIX, keep=2)
+    client.sadd(f"{PREFIX}:pending", world.first)  # as a push leaves it that found it damaged, and was cut short
+    world.switch(world.second)
+    assert push(world.root, server, PREFIX, keep=2).removed == ()
+    assert client.exists(f"{PREFIX}:{world.first}:item_to_sid")
+    assert push(world.root, server, PREFIX, keep=1).removed == (world.first,)
+    assert not client.exists(f"{PREFIX}:pending")
+
+
 def test_a_reader_under_switches_never_mixes_two_generations(world, server, client):
     own = {generation: sids_of(world.root, generation) for generation in (world.first, world.second)}
     stop, seen = threading.Event(), set()
