@@ -104,7 +104,7 @@ POINTS: dict[str, str] = {
     "mirror.manifest": "the manifest is in the mirror, after all files that it names",
     "mirror.current": "CURRENT of the mirror names the generation",
     "pull.file": "a file of a generation is in the local folder of the pull",
-    "pull.installed": "the generation is whole in its place, but not current yet",
+    "pull.installed": "the generation is whole and verified in its place, but not current yet",
 }
 
 _visits: Counter[str] = Counter()

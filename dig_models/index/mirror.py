@@ -190,22 +190,10 @@ def open_remote(url: str, cache: Path, generation: str | None = None, *, keep: i
             with locked(cache):
                 wanted = _follow(store, cache, generation)[0]
                 shutil.rmtree(cache / PULLING, ignore_errors=True)
-                _sound(cache, wanted)
     with locked(cache):
         reader = IndexReader.open(cache, wanted)
         retain(cache, keep, also={wanted})
     return reader
-
-
-def _sound(cache: Path, generation: str) -> None:
-    """Verify what has just come; what is not sound does not stay to be opened the next time."""
-    from dig_models.index.verify import verify
-
-    try:
-        verify(cache, generation)
-    except g.IndexCorrupt:
-        shutil.rmtree(g.generation_dir(cache, generation))
-        raise
 
 
 class _Store:
@@ -352,11 +340,13 @@ def _pull(store: _Store, root: Path, generation: str | None, keep: int | None) -
     from dig_models.index.verify import verify
     from dig_models.index.writer import retain, switch
 
+    there = g.generations(root)
     wanted, received, size = _follow(store, root, generation)
     shutil.rmtree(root / PULLING, ignore_errors=True)
     switched = g.current(root) != wanted
     if switched:
-        verify(root, wanted)  # right checksums do not make it sound: whoever can write to the mirror makes those too
+        if wanted in there:  # nobody knows who brought it; what has just come was verified before it got its name
+            verify(root, wanted)
         switch(root, wanted)
     if keep:
         retain(root, keep)
@@ -377,13 +367,13 @@ def _follow(store: _Store, root: Path, generation: str | None) -> tuple[str, int
 
 
 def _fetch(store: _Store, root: Path, generation: str) -> tuple[int, int]:
-    """Bring one generation into its local place, whole; returns files and bytes fetched."""
+    """Bring one generation into its local place, whole and verified; returns files and bytes fetched."""
     from dig_models.index.writer import install, link_or_copy
 
     manifest = store.manifest(generation)
     if _whole(root, manifest):
         return 0, 0
-    staging = root / PULLING / generation
+    staging = root / PULLING / g.GENERATIONS / generation  # laid out as an index, so that it can be verified there
     staging.mkdir(parents=True, exist_ok=True)
     files, size, here = 0, 0, _files_here(root)
     for name, entry in manifest.files.items():
@@ -408,11 +398,25 @@ def _fetch(store: _Store, root: Path, generation: str) -> tuple[int, int]:
         files, size = files + 1, size + entry.size
         reached("pull.file")
     replace_text(staging / g.MANIFEST, manifest.text())
-    g.check_files(staging, manifest)
+    _sound(root / PULLING, generation)
     sync_tree(staging)
     install(root, staging, generation)
     reached("pull.installed")
     return files, size
+
+
+def _sound(place: Path, generation: str) -> None:
+    """Verify what has just come: right checksums do not make it sound, whoever can write to the mirror makes those too.
+
+    What has its name among the generations is opened without another look, so this comes first; what is not sound does not stay.
+    """
+    from dig_models.index.verify import verify
+
+    try:
+        verify(place, generation)
+    except g.IndexCorrupt:
+        shutil.rmtree(place)
+        raise
 
 
 def _files_here(root: Path) -> dict[str, Path]:

@@ -17,6 +17,7 @@ import synthetic
 
 from dig_models.index import generation as g
 from dig_models.index import mirror
+from dig_models.index import verify as verifying
 from dig_models.index.mirror import PROMOTIONS, MirrorFailed, collect, open_remote, pull, push
 from dig_models.index.reader import IndexReader
 from dig_models.index.refresh import Fresh, refresh
@@ -387,6 +388,45 @@ def test_what_was_fetched_once_is_not_fetched_again(
     open_remote(url, tmp_path / "cache")
     monkeypatch.setattr(mirror, "_fetch", lambda *args: pytest.fail("fetched again"))
     assert open_remote(url, tmp_path / "cache").manifest.id == second
+
+
+def test_what_had_its_name_when_the_process_died_was_verified_and_is_opened(
+    index: tuple[Path, str, str], url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _, second = index
+    push(root, url)
+    cache = tmp_path / "cache"
+
+    def dies(name: str) -> None:
+        if name == "pull.installed":
+            raise Killed(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror, "reached", dies)
+        with pytest.raises(Killed):
+            open_remote(url, cache)
+    assert g.generations(cache) == [second]
+    verify(cache, second)
+    monkeypatch.setattr(mirror, "_fetch", lambda *args: pytest.fail("fetched again"))
+    assert open_remote(url, cache).manifest.id == second
+
+
+def test_a_pull_verifies_a_generation_that_it_did_not_bring(
+    index: tuple[Path, str, str], url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, first, second = index
+    cache, looked = tmp_path / "cache", []
+    real = verifying.verify
+
+    def seen(place: Path, generation: str) -> object:
+        looked.append((Path(place).relative_to(cache).as_posix(), generation))
+        return real(place, generation)
+
+    monkeypatch.setattr(verifying, "verify", seen)
+    for generation in (first, second, first, first):
+        push(root, url, generation)
+        pull(url, cache)
+    assert looked == [(mirror.PULLING, first), (mirror.PULLING, second), (".", first)]
 
 
 def test_what_arrives_damaged_is_not_opened(index: tuple[Path, str, str], url: str, tmp_path: Path) -> None:

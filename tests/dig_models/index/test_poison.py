@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from dig_models.index import generation as g
+from dig_models.index import mirror
 from dig_models.index.mirror import open_remote, pull
 from dig_models.index.reader import IndexReader
 from dig_models.index.verify import verify
@@ -38,6 +39,10 @@ ARRAYS += [
 ARRAYS += ["state/user.start.npy", "state/fields.npy", "state/history.item.npy", "state/cross_arrays/pop.days.npy"]
 TABLES = [g.ITEM_TO_SID, g.SID_TO_ITEMS, g.DELTA]
 OTHERS = ["model/model.safetensors", "model/model.json", "state/cross_arrays/meta.json"]
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing may catch it and go on."""
 
 
 class Trap:
@@ -226,6 +231,34 @@ def test_a_mirror_that_was_poisoned_is_not_switched_to(root: Path, sound: tuple[
             bring(f"file://{root}", cache if bring is pull else tmp_path / "other")
     assert g.current(cache) == sound[1] and not marker.exists()
     assert g.generations(tmp_path / "other") == []
+
+
+@pytest.mark.parametrize("bring", [pull, open_remote])
+def test_what_is_unsound_never_gets_its_name_so_a_crash_cannot_let_it_in(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bring: Callable[[str, Path], object]
+) -> None:
+    """Every checksum is right; the process dies as soon as the generation has its name."""
+    path = root / g.GENERATIONS / g.require_current(root) / "items" / "sid.npy"
+    array = np.load(path)
+    array[1:3] = array[2:0:-1]
+    array[1] = (array[1] + 1) % 4
+    np.save(path, array)
+    forge(root)
+    cache, seen = tmp_path / "cache", []
+
+    def dies(name: str) -> None:
+        seen.append(name)
+        if name == "pull.installed":
+            raise Killed(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror, "reached", dies)
+        with pytest.raises(g.IndexCorrupt):
+            bring(f"file://{root}", cache)
+    assert "pull.file" in seen and g.generations(cache) == [] and not (cache / mirror.PULLING).exists()
+    with pytest.raises(g.IndexCorrupt):
+        bring(f"file://{root}", cache)
+    assert g.current(cache) is None
 
 
 def test_numbers_that_point_elsewhere_are_found_before_they_serve(root: Path) -> None:
