@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import getpass
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs.cli_options import ConfigOption, SetOption, settings
+from jobs.cli_options import ConfigOption, SetOption, local_folder, settings
 
 
 def gc(
     keep: Annotated[int | None, typer.Option(min=1, help="Newest generations that stay; default: index.keep.", metavar="N")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-    url: Annotated[str | None, typer.Option(help="Clear up this mirror instead, as in s3://bucket/index.")] = None,
+    url: Annotated[str | None, typer.Option(help="Clear up this mirror of the index instead, as in s3://bucket/index.")] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
 ) -> None:
     """Remove old generations; never the one that serves, the one before it, what a rollback needs, nor one that is open."""
     force = settings(config, sets)
-    from dig_models.index import mirror
-    from jobs.promotion import collect
+    if url:
+        from jobs import mirrors
 
-    gone = mirror.collect(url, keep or force.index.keep, dry_run=dry_run) if url else collect(force, keep, dry_run=dry_run)
+        gone = mirrors.collect(Path(local_folder(force, "index")), url, keep or force.index.keep, dry_run=dry_run)
+    else:
+        from jobs import promotion
+
+        gone = promotion.collect(force, keep, dry_run=dry_run)
     for generation in gone:
         typer.echo(f"{'would remove' if dry_run else 'removed'} {generation}")
     if not gone:

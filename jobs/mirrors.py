@@ -6,9 +6,10 @@ import logging
 import sys
 from pathlib import Path
 
+from dig_models.index import mirror
 from dig_models.index.mirror import MirrorFailed, Pushed, push
 from jobs.config import Config
-from jobs.entry import Invocation, ServiceAway, run
+from jobs.entry import Held, Invocation, ServiceAway, run
 
 log = logging.getLogger("jobs.mirrors")
 
@@ -34,6 +35,30 @@ def push_all(config: Config) -> list[Pushed]:
             + "; ".join(failed)
         )
     return done
+
+
+def collect(root: Path, url: str, keep: int, *, dry_run: bool = False) -> list[str]:
+    """Remove the generations of a mirror that are too many: see ``dig_models.index.mirror.collect``.
+
+    Args:
+        root: the index that pushes to the mirror.
+        url: the mirror.
+        keep: newest whole generations that stay.
+        dry_run: only say which would go.
+
+    Returns:
+        Ids that were removed, or would be, oldest first.
+
+    Raises:
+        Held: a push is under way.
+        IndexMissing: the mirror serves nothing.
+        IndexCorrupt: what it serves is damaged.
+        MirrorFailed: the store refused or did not answer.
+    """
+    try:
+        return mirror.collect(root, url, keep, dry_run=dry_run)
+    except BlockingIOError as error:
+        raise Held(f"mirror {url}: a push is under way ({error.strerror}); nothing was removed: ask again when it is done") from None
 
 
 def main(call: Invocation) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dig_models.index.reader import IndexReader
 
 log = logging.getLogger(__name__)
-PULLING = ".pulling"
+PULLING, LOCK = ".pulling", ".mirror.lock"
 PROMOTIONS = "promotions.jsonl"  # the log of an index whose CURRENT moves with the champion alias
 ATTEMPTS = 5
 
@@ -91,7 +91,7 @@ def push(root: Path, url: str, generation: str | None = None, *, keep: int | Non
         MirrorFailed: the store refused, or gave back other bytes than it was sent; ``CURRENT`` of the mirror is as it was.
     """
     g.read_manifest(root, generation or g.require_current(root))  # a mistake leaves nothing behind, not even a lock
-    with exclusive(root / ".mirror.lock"):
+    with exclusive(root / LOCK):
         wanted = generation or g.require_current(root)
         manifest, folder = g.read_manifest(root, wanted), g.generation_dir(root, wanted)
         g.check_files(folder, manifest)
@@ -140,12 +140,13 @@ def pull(url: str, root: Path, generation: str | None = None, *, keep: int | Non
     return done
 
 
-def collect(url: str, keep: int, *, dry_run: bool = False) -> list[str]:
-    """Remove the generations of a mirror that are too many; nobody may push to it meanwhile.
+def collect(root: Path, url: str, keep: int, *, dry_run: bool = False) -> list[str]:
+    """Remove the generations of a mirror that are too many.
 
     Kept are the newest ``keep`` whole ones, its current one, the one before that, and the one that it was made from if it is a delta.
 
     Args:
+        root: the index that pushes there: no push of it is under way meanwhile, since a generation that is half sent may look superfluous.
         url: the mirror.
         keep: whole generations that stay.
         dry_run: only say which would go.
@@ -154,11 +155,12 @@ def collect(url: str, keep: int, *, dry_run: bool = False) -> list[str]:
         Ids that were removed, or would be, oldest first.
 
     Raises:
+        BlockingIOError: a push is under way; nothing was removed.
         IndexMissing: the mirror serves nothing, so nothing says what is needed.
         IndexCorrupt: what it serves is damaged.
         MirrorFailed: the store refused or did not answer.
     """
-    with _store(url) as store:
+    with exclusive(root / LOCK, wait=False), _store(url) as store:
         now = store.manifest(store.serves())
         gone = store.superfluous(keep, {now.id, now.previous, now.base})
         return gone if dry_run else store.remove(gone)

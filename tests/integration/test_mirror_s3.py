@@ -190,6 +190,6 @@ def test_a_reader_opens_from_the_store_and_old_generations_leave_it(
     assert open_remote(URL, tmp_path / "cache").manifest.id == first
     push(root, URL, second)
     assert open_remote(URL, tmp_path / "cache").manifest.id == second
-    assert collect(URL, 1, dry_run=True) == ["2000-01-01-v1-0123456789"]
-    assert collect(URL, 1) == ["2000-01-01-v1-0123456789"]
+    assert collect(root, URL, 1, dry_run=True) == ["2000-01-01-v1-0123456789"]
+    assert collect(root, URL, 1) == ["2000-01-01-v1-0123456789"]
     assert {path.split("/")[3] for path in bucket.find(f"{BUCKET}/index/{g.GENERATIONS}")} == {first, second}

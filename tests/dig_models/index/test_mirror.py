@@ -464,15 +464,39 @@ def test_a_mirror_is_cleared_of_what_nobody_needs(tmp_path: Path, url: str, rele
         push(root, url, generation)
     push(root, url, ids[1])  # it serves an older one now, whose predecessor is ids[0]
     before = objects(url)
-    assert collect(url, 1, dry_run=True) == [ids[2]]
+    assert collect(root, url, 1, dry_run=True) == [ids[2]]
     assert objects(url) == before
-    assert collect(url, 1) == [ids[2]]
+    assert collect(root, url, 1) == [ids[2]]
     assert {path.split("/")[1] for path in objects(url) if path != g.CURRENT} == {ids[0], ids[1], ids[3]}
-    assert collect(url, 1) == []
+    assert collect(root, url, 1) == []
 
 
-def test_a_mirror_that_serves_nothing_is_not_cleared(url: str) -> None:
+def test_a_mirror_is_not_cleared_while_a_push_is_under_way(
+    index: tuple[Path, str, str], url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is half sent is needed by nobody yet; without a lock it would go, and CURRENT would then name what is not whole."""
+    root, first, second = index
+    push(root, url, second)
+    asked: list[int] = []
+    command = ["index", "gc", "--url", url, "--keep", "1", "--set", f"paths.index={root}"]
+
+    def clears(name: str) -> None:
+        asked.append(cli.main(command))
+        with pytest.raises(BlockingIOError):
+            collect(root, url, 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror, "reached", clears)
+        push(root, url, first)
+    assert set(asked) == {2} and len(asked) > len(g.read_manifest(root, first).files)
+    assert "a push is under way (process" in " ".join(capsys.readouterr().err.split())
+    assert pull(url, root.parent / f"{root.name}-copy").generation == first
+    shutil.rmtree(root.parent / f"{root.name}-copy")
+    assert cli.main(command) == 0
+
+
+def test_a_mirror_that_serves_nothing_is_not_cleared(tmp_path: Path, url: str) -> None:
     put(url, f"{g.GENERATIONS}/2000-01-01-v1-0123456789/{g.MANIFEST}", b"{}")
     with pytest.raises(g.IndexMissing, match="serves nothing yet"):
-        collect(url, 1)
+        collect(tmp_path, url, 1)
     assert len(objects(url)) == 1
