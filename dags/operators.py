@@ -193,12 +193,16 @@ class SparkJobOperator(SparkSubmitOperator, Traced):  # type: ignore[misc]
         announce(self, context, span.last.isoformat())
 
 
-def mirrors() -> JobOperator:
-    """The task that brings the mirrors of the index to what serves; it holds no slot of the promotions."""
+def mirrors(*, only_behind: bool = False) -> JobOperator:
+    """The task that brings the mirrors of the index to what serves; it holds no slot of the promotions.
+
+    Args:
+        only_behind: leave those alone that serve the same already; else all that they hold is read and compared.
+    """
     return JobOperator(
         task_id="mirrors",
         job="mirrors",
-        arguments=lambda context: [],
+        arguments=lambda context: ["--behind"] if only_behind else [],
         execution_timeout=timedelta(hours=2),
         doc_md="Copies what `CURRENT` names to every store of `index.mirrors`; tried again until it is there.",
     )
@@ -215,10 +219,14 @@ def redis() -> JobOperator:
     )
 
 
-def followers() -> list[JobOperator]:
-    """What follows every promotion and rollback, as the settings have it: mirrors of the index, the maps in Redis."""
+def followers(*, only_behind: bool = False) -> list[JobOperator]:
+    """What follows every promotion, rollback and refresh, as the settings have it: mirrors of the index, the maps in Redis.
+
+    Args:
+        only_behind: leave mirrors alone that serve the same already, for what runs by the clock and mostly finds nothing new.
+    """
     config = settings()
-    return [*([mirrors()] if config.index.mirrors else []), *([redis()] if config.serve.redis.url else [])]
+    return [*([mirrors(only_behind=only_behind)] if config.index.mirrors else []), *([redis()] if config.serve.redis.url else [])]
 
 
 def recommendations() -> SparkJobOperator:

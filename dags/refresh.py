@@ -17,7 +17,8 @@ DOC = """
 `arrivals → fresh`, once an hour. `arrivals` brings the day's items snapshot into the lake, if the raw items have changed. `fresh` gives
 SIDs to items that are new, from the champion's encoder, leaves out those that were withdrawn, and publishes that as a small delta
 generation: the SIDs of all other items stay, and so do model, user state and crosses. Champion and `CURRENT` move under the same lock as
-in a promotion; `rollback` goes back past the refreshes to what was promoted before. If nothing is new, nothing happens.
+in a promotion; `rollback` goes back past the refreshes to what was promoted before. If nothing is new, nothing happens;
+only copies that lag behind are brought along.
 
 If more items are missing from the snapshot than `index.max_withdrawn` (a share of the index) allows, `fresh` fails and what serves
 stays: look whether the snapshot is whole. If they were withdrawn on purpose, trigger the run with `{"past_limit": true}`.
@@ -84,4 +85,4 @@ with DAG(
         doc_md="A delta generation with the new items and without the withdrawn ones, verified and made current.",
     )
     arrivals >> fresh
-    fresh >> followers()
+    fresh >> followers(only_behind=True)

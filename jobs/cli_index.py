@@ -59,7 +59,7 @@ def refresh(
     request = Request(action="refresh", who=who or getpass.getuser(), reason=reason, at=now, begun=now, past_gate=True)
     done = publish(force, wanted, request, past_limit=past_limit)
     typer.echo(f"{done.outcome}: {done.generation} serves, {done.arrived} new items and {done.withdrawn} withdrawn since {done.base}")
-    for copy in follow_all(force):
+    for copy in follow_all(force, only_behind=True):
         typer.echo(f"{copy.place} serves {copy.generation}")
 
 

@@ -26,10 +26,14 @@ class Following:
     generation: str
 
 
-def follow_all(config: Config) -> list[Following]:
+def follow_all(config: Config, *, only_behind: bool = False) -> list[Following]:
     """Bring every copy that the settings name to what ``CURRENT`` serves; Redis is tried also after a mirror has failed.
 
     Doing it again changes nothing where nothing is missing.
+
+    Args:
+        config: settings in force.
+        only_behind: leave a mirror alone that serves the same already; else all that it holds is read and compared.
 
     Raises:
         IndexMissing: nothing was published yet.
@@ -39,7 +43,7 @@ def follow_all(config: Config) -> list[Following]:
     """
     done, failed = [], []
     try:
-        done += [Following(place=f"mirror {one.url}", generation=one.generation) for one in push_all(config)]
+        done += [Following(place=f"mirror {one.url}", generation=one.generation) for one in push_all(config, only_behind=only_behind)]
     except ServiceAway as error:
         failed.append(str(error))
     if config.serve.redis.url:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from pathlib import Path
@@ -14,8 +15,12 @@ from jobs.entry import Held, Invocation, ServiceAway, run
 log = logging.getLogger("jobs.mirrors")
 
 
-def push_all(config: Config) -> list[Pushed]:
+def push_all(config: Config, *, only_behind: bool = False) -> list[Pushed]:
     """Push what serves to every mirror; all are tried, also after one has failed. Doing it again sends only what is missing.
+
+    Args:
+        config: settings in force.
+        only_behind: leave a mirror alone that serves the same already; else all that it holds is read and compared.
 
     Raises:
         IndexMissing: nothing was published yet.
@@ -25,7 +30,7 @@ def push_all(config: Config) -> list[Pushed]:
     root, done, failed = Path(config.paths.at("index")), [], []
     for url in config.index.mirrors:
         try:
-            done.append(push(root, url, keep=config.index.keep))
+            done.append(push(root, url, keep=config.index.keep, only_behind=only_behind))
         except MirrorFailed as error:
             log.error("%s", error)
             failed.append(str(error))
@@ -63,9 +68,14 @@ def collect(root: Path, url: str, keep: int, *, dry_run: bool = False) -> list[s
 
 def main(call: Invocation) -> None:
     """The job."""
-    for pushed in push_all(call.config):
+    for pushed in push_all(call.config, only_behind=call.options.behind):
         log.info("mirror %s serves %s, %d files sent", pushed.url, pushed.generation, pushed.sent)
 
 
+def options(parser: argparse.ArgumentParser) -> None:
+    """Options of the job."""
+    parser.add_argument("--behind", action="store_true", help="only the mirrors that serve another generation; the others are not read")
+
+
 if __name__ == "__main__":
-    sys.exit(run("mirrors", main, dated=False))
+    sys.exit(run("mirrors", main, dated=False, options=options))

@@ -74,7 +74,7 @@ class Pulled:
     switched: bool
 
 
-def push(root: Path, url: str, generation: str | None = None, *, keep: int | None = None) -> Pushed:
+def push(root: Path, url: str, generation: str | None = None, *, keep: int | None = None, only_behind: bool = False) -> Pushed:
     """Copy a generation to a mirror and make it the one that the mirror serves.
 
     Files that the mirror has with the right size and checksum are not sent again, so a push that was cut short goes on where it stopped.
@@ -84,6 +84,7 @@ def push(root: Path, url: str, generation: str | None = None, *, keep: int | Non
         url: the mirror.
         generation: the one to push; by default the one that serves when the push has its turn.
         keep: newest generations that stay in the mirror, with its current one and the one before it; all of them by default.
+        only_behind: do nothing if the mirror serves the generation already; else what it holds is read, and mended where it is damaged.
 
     Raises:
         IndexMissing: nothing was published yet, or there is no such generation.
@@ -94,6 +95,8 @@ def push(root: Path, url: str, generation: str | None = None, *, keep: int | Non
     with exclusive(root / LOCK):
         wanted = generation or g.require_current(root)
         manifest, folder = g.read_manifest(root, wanted), g.generation_dir(root, wanted)
+        if only_behind and _is_served(url, wanted):
+            return Pushed(url=url, generation=wanted, sent=0, sent_bytes=0, switched=False, removed=())
         g.check_files(folder, manifest)
         with _store(url) as store:
             sent = _send(store, folder, manifest)
@@ -105,6 +108,13 @@ def push(root: Path, url: str, generation: str | None = None, *, keep: int | Non
     size = sum(manifest.files[name].size for name in sent)
     log.info("mirror %s serves %s; %d of %d files sent, %d bytes", url, wanted, len(sent), len(manifest.files), size)
     return Pushed(url=url, generation=wanted, sent=len(sent), sent_bytes=size, switched=switched, removed=tuple(removed))
+
+
+def _is_served(url: str, generation: str) -> bool:
+    """Whether a mirror's ``CURRENT`` names a generation whose manifest is there: the push that put them had read all files back."""
+    with _store(url) as store:
+        named = store.bytes(g.CURRENT) == f"{generation}\n".encode()
+        return named and store.size(f"{g.GENERATIONS}/{generation}/{g.MANIFEST}") is not None
 
 
 def pull(url: str, root: Path, generation: str | None = None, *, keep: int | None = None) -> Pulled:

@@ -225,14 +225,15 @@ import json
 from airflow.dag_processing.dagbag import DagBag
 bag = DagBag({str(DAGS)!r})
 tasks = [bag.dags[dag_id].get_task("mirrors") for dag_id in ("dig_publish", "dig_promote", "dig_refresh")]
-print(json.dumps([[sorted(task.upstream_task_ids), task.pool, task.retries > 0] for task in tasks]))
+print(json.dumps([[sorted(task.upstream_task_ids), task.pool, task.retries > 0, task.arguments(None)] for task in tasks]))
 """
     environment = os.environ | {
         **{"AIRFLOW_HOME": str(tmp_path), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"},
         "DIG_INDEX__MIRRORS": '["memory://bucket/index"]',
     }
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, cwd=DAGS.parent)
-    assert json.loads(done.stdout.splitlines()[-1]) == [*[[["promote"], "default_pool", True]] * 2, [["fresh"], "default_pool", True]]
+    moved, refreshed = [["promote"], "default_pool", True, []], [["fresh"], "default_pool", True, ["--behind"]]
+    assert json.loads(done.stdout.splitlines()[-1]) == [moved, moved, refreshed], "what is damaged in a mirror is mended once a day"
 
 
 def test_redis_follows_every_move_and_the_lists_of_all_users_a_publication(tmp_path: Path) -> None:

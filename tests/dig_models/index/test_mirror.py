@@ -23,9 +23,9 @@ from dig_models.index.reader import IndexReader
 from dig_models.index.refresh import Fresh, refresh
 from dig_models.index.verify import verify
 from dig_models.index.writer import Release, locked, switch
-from jobs import cli
+from jobs import cli, mirrors
 from jobs.config import load
-from jobs.entry import JobError
+from jobs.entry import JobError, run
 from jobs.mirrors import push_all
 
 Publish = Callable[[Path, Release], str]
@@ -343,6 +343,27 @@ def test_all_mirrors_are_tried_and_those_that_fail_are_named(index: tuple[Path, 
     assert objects(url)[g.CURRENT].decode().strip() == second
     good = load(sets=[f"paths.index={root}", f"index.mirrors=['{url}']"], environ={})
     assert [(one.generation, one.sent) for one in push_all(good)] == [(second, 0)]
+
+
+def test_an_hourly_push_leaves_a_mirror_alone_that_is_not_behind(index: tuple[Path, str, str], url: str) -> None:
+    root, first, second = index
+    sets = ["--set", f"paths.index={root}", "--set", f"index.mirrors=['{url}']"]
+
+    def hourly() -> dict[str, bytes]:
+        assert run("mirrors", mirrors.main, ["--behind", *sets], dated=False, options=mirrors.options) == 0
+        return objects(url)
+
+    push(root, url, first)
+    assert hourly()[g.CURRENT].decode().strip() == second, "one that lags is brought along"
+    name, manifest = (f"{g.GENERATIONS}/{second}/{file}" for file in (g.ITEM_TO_SID, g.MANIFEST))
+    whole = objects(url)
+    put(url, name, b"damaged")
+    assert hourly()[name] == b"damaged", "it is not read"
+    assert run("mirrors", mirrors.main, sets, dated=False, options=mirrors.options) == 0
+    assert objects(url) == whole, "a push after a move reads and mends it"
+    fs, base = fsspec.core.url_to_fs(url)
+    fs.rm_file(f"{base}/{manifest}")
+    assert hourly() == whole, "a pointer to nothing is none"
 
 
 def test_the_command_line_pushes_and_pulls(
