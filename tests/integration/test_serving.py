@@ -70,14 +70,17 @@ def job_side(config):
 
 
 def test_the_job_and_the_server_score_the_same_user_alike(released, server, capsys):
-    """Three paths of the job against HTTP: lists, the retriever's ranking, and a batch of stored examples with their own crosses."""
+    """Three paths of the job against HTTP: lists, the retriever's ranking, and a batch of examples with crosses looked up for them.
+
+    Against crosses that Spark wrote, ``test_skew`` compares.
+    """
     config, _ = released
     bundle, store, table, contender = job_side(config)
     requests, users = RequestTable.from_arrow(table, bundle.spec, bundle.items), table.column("user_id").to_pylist()
     ids = [str(i) for i in bundle.items.id_N[1:]]
     lists, _ = recommend_all([contender], requests, np.arange(len(users)), k=10)
     batched = stored_batch(bundle, store, table)
-    worst = {"lists": 0.0, "stored examples": 0.0}
+    worst = {"lists": 0.0, "examples": 0.0}
     for at, user in enumerate(users):
         ranked = server.ask("rank", {"user": user, "items": ids}).json()
         served = {i["item_id"]: i["probability"] for i in ranked["answers"][0]["items"]}
@@ -87,7 +90,7 @@ def test_the_job_and_the_server_score_the_same_user_alike(released, server, caps
         own = np.exp(contender.retriever.rank(requests, at, rows).astype(np.float64))
         worst["lists"] = max(worst["lists"], float(np.abs(own - [i["probability"] for i in found["items"]]).max()))
         of_batch = dict(zip(ids, batched[at], strict=True))
-        worst["stored examples"] = max(worst["stored examples"], max(abs(of_batch[i] - p) for i, p in served.items()))
+        worst["examples"] = max(worst["examples"], max(abs(of_batch[i] - p) for i, p in served.items()))
     with capsys.disabled():
         print(f"\ntrain/serve skew, {len(users)} users x {len(ids)} items, largest difference of a probability: ", end="")
         print(", ".join(f"{name} {value:.2e}" for name, value in worst.items()))
@@ -96,7 +99,7 @@ def test_the_job_and_the_server_score_the_same_user_alike(released, server, caps
 
 @torch.no_grad()
 def stored_batch(bundle, store, table):
-    """Probabilities ``(users, items)`` as training and evaluation compute them: examples of every item with stored raw crosses."""
+    """Probabilities ``(users, items)`` as training and evaluation compute them: examples of every item, their crosses looked up."""
     size, rows = len(bundle.items) - 1, []
     for row in table.to_pylist():
         pairs = [np.full(size, row[name], dtype=np.int64) for name in ("user_hash", "ts", "offer_hash")]
