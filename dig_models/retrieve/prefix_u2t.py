@@ -12,11 +12,11 @@ level, ``S`` values in a profile, ``R`` rows, ``W`` raw and ``C`` model crosses,
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from dig_models.cross_files import find, run_starts
 from dig_models.features import SECONDS_PER_DAY, FeatureSpec
 from dig_models.retrieve.prefix_means import PrefixMeans
+from dig_models.retrieve.recent import Recent
 from dig_models.retrieve.trie import Int64, Trie, expand_ranges
 
 Floats = NDArray[np.float32]
 Int32 = NDArray[np.int32]
-KeptT = TypeVar("KeptT")
 
 TYPICAL_VALUES, TYPICAL_ROWS = 64, 4096
 """Values of a key in a profile and rows of a level, by which it is decided how shares are stored."""
@@ -90,6 +90,7 @@ class ShareTable:
             raise ValueError(f"shares: key values of {key_KN.shape[1]} catalogue rows, the trie was built on {trie.items + 1}")
         self.trie, self._key_KN = trie, key_KN
         self._levels: dict[int, tuple[_Shares, _Shares]] = {}
+        self._building = threading.Lock()
 
     @cached_property
     def _values(self) -> list[tuple[Int64, Int32]]:
@@ -115,9 +116,10 @@ class ShareTable:
 
     def level(self, level: int) -> tuple[_Shares, _Shares]:
         """Shares by value and by node; every (node, value) pair is in just one of them."""
-        if level not in self._levels:
-            self._levels[level] = self._build(level)
-        return self._levels[level]
+        with self._building:  # the work of seconds on a large catalogue: once, whoever asks
+            if level not in self._levels:
+                self._levels[level] = self._build(level)
+            return self._levels[level]
 
     def _build(self, level: int) -> tuple[_Shares, _Shares]:
         nodes, size_P = self.trie.nodes(level), np.diff(self.trie.start[level])
@@ -146,8 +148,23 @@ class ShareTable:
         return _Shares(start=start, other_T=other_T[order].astype(np.int32), share_T=share_T[order])
 
 
+class _Scratch(threading.local):
+    """Room that one thread works in; gone with what it belongs to or with the thread.
+
+    Attributes:
+        place: by level, where in a list of nodes each node stands, int32 ``(P,)``.
+        value_V: zeros but while one profile is spread over them, int32 ``(V,)``.
+    """
+
+    def __init__(self) -> None:
+        self.place: dict[int, Int32] = {}
+        self.value_V: Int32 = np.zeros(0, dtype=np.int32)
+
+
 class ExactU2t:
-    """Exact u2t of (request, prefix) rows. Not for several threads at once.
+    """Exact u2t of (request, prefix) rows.
+
+    Threads share what belongs to the catalogue, a day or an offer; each has room of its own, four bytes for a node and for a key value.
 
     Args:
         trie: prefixes of the catalogue.
@@ -162,9 +179,9 @@ class ExactU2t:
         self._step = len(spec.windows) + 1
         self._head = len(spec.u2i_keys) * self._step
         self._tail = self._head + len(spec.windows)
-        self._popular = _Recent[list[Floats]](DAYS_KEPT)
-        self._shown = _Recent[list[tuple[Int64, Floats]]](OFFERS_KEPT)
-        self._places: dict[int, Int32] = {}
+        self._popular = Recent[int, list[Floats]](DAYS_KEPT)
+        self._shown = Recent[int, list[tuple[Int64, Floats]]](OFFERS_KEPT)
+        self._scratch = _Scratch()
 
     def of(self, user_G: Int64, ts_G: Int64, offer_G: Int64) -> Callable[[int, Int64, Int64], Floats]:
         """u2t of some requests, for ``PrefixScorer``: ``(level, request_R, node_R) -> (R, C)``; nodes ascend within a request."""
@@ -215,9 +232,10 @@ class ExactU2t:
         row, source, share = row[hit], owner[hit], by_value.share_T[at[hit]]
         if len(by_node.other_T):
             at, owner = by_node.of(node_R)
-            self._scratch_V[profile.value_S] = np.arange(1, len(profile.value_S) + 1)
-            found = self._scratch_V[by_node.other_T[at]]
-            self._scratch_V[profile.value_S] = 0
+            value_V = self._values()
+            value_V[profile.value_S] = np.arange(1, len(profile.value_S) + 1)
+            found = value_V[by_node.other_T[at]]
+            value_V[profile.value_S] = 0
             hit = np.flatnonzero(found)
             row, source = np.concatenate([row, owner[hit]]), np.concatenate([source, found[hit] - 1])
             share = np.concatenate([share, by_node.share_T[at[hit]]])
@@ -228,15 +246,18 @@ class ExactU2t:
         out_RX[:] = mean_TX.numpy().reshape(len(node_R), -1)
 
     def _place(self, level: int) -> Int32:
-        """Room for where in a list of nodes each node of a level stands."""
-        if level not in self._places:
-            self._places[level] = np.zeros(self.trie.nodes(level), dtype=np.int32)
-        return self._places[level]
+        """Room of this thread for where in a list of nodes each node of a level stands."""
+        place = self._scratch.place
+        if level not in place:
+            place[level] = np.zeros(self.trie.nodes(level), dtype=np.int32)
+        return place[level]
 
-    @cached_property
-    def _scratch_V(self) -> Int32:
-        """Zeros but while one profile is spread over it."""
-        return np.zeros(int(self.shares.first_value[-1]), dtype=np.int32)
+    def _values(self) -> Int32:
+        """Zeros of this thread, one for each key value; whoever writes into them leaves zeros behind."""
+        scratch, values = self._scratch, int(self.shares.first_value[-1])
+        if len(scratch.value_V) != values:
+            scratch.value_V = np.zeros(values, dtype=np.int32)
+        return scratch.value_V
 
     @cached_property
     def _means(self) -> PrefixMeans:
@@ -276,20 +297,3 @@ class ExactU2t:
             size = self.trie.start[level][shown[:-1] + 1] - self.trie.start[level][shown[:-1]]
             mean_OX[:-1] = np.add.reduceat(model_OX, first, axis=0) / size[:, None]
         return shown, mean_OX
-
-
-class _Recent(OrderedDict[int, KeptT]):
-    """The results of the last few keys."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    def get(self, key: int, make: Callable[[], KeptT]) -> KeptT:  # type: ignore[override]
-        if key in self:
-            self.move_to_end(key)
-            return self[key]
-        self[key] = made = make()
-        if len(self) > self.size:
-            self.popitem(last=False)
-        return made

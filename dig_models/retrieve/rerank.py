@@ -10,9 +10,8 @@ Shape suffixes: ``G`` requests at a time, ``B`` requests asked for, ``N`` catalo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from threading import RLock
 from typing import Literal, Protocol
 
 import numpy as np
@@ -55,10 +54,10 @@ class Crosses(Profiles, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Retriever:
-    """A model on a catalogue, ready to answer requests; from several threads it answers one after the other.
+    """A model on a catalogue, ready to answer requests, from several threads at once.
 
-    What is derived from the catalogue (item embeddings, shares of key values, popularity of a day) is made when first needed;
-    ``warm`` makes it beforehand.
+    What is derived from the catalogue (item embeddings, shares of key values, popularity of a day) is made when first needed, and
+    shared; ``warm`` makes it beforehand. What a search works in belongs to its thread.
 
     Attributes:
         model: in eval mode, its item table set to ``items``; its weights must not change any more.
@@ -71,7 +70,6 @@ class Retriever:
     trie: Trie
     store: Crosses
     stored_nodes: list[Tensor] | None = None
-    _lock: RLock = field(default_factory=RLock, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -174,8 +172,7 @@ class Retriever:
         found = []
         for at in range(0, len(index_B), options.chunk):
             part = slice(at, at + options.chunk)
-            with self._lock:
-                found.append(self._search(requests, index_B[part], _part(options, part)))
+            found.append(self._search(requests, index_B[part], _part(options, part)))
             if ready:
                 ready(min(at + options.chunk, len(index_B)))
         return _stack(found, options.k)
@@ -202,17 +199,16 @@ class Retriever:
             options: lists in it hold one entry for each of ``part``.
         """
         exact = options.u2t == "exact"
-        with self._lock:
-            return beam_search(
-                self.scorer,
-                self.trie,
-                self.scorer.users(side, mlp=not exact),
-                beam=options.beam,
-                limit=max(options.k, options.rerank),
-                u2t=self.exact.of(requests.user_B[part], requests.ts_B[part], requests.offer_B[part]) if exact else None,
-                path_score=options.path_score,
-                filters=self._filters(requests, part, options),
-            )
+        return beam_search(
+            self.scorer,
+            self.trie,
+            self.scorer.users(side, mlp=not exact),
+            beam=options.beam,
+            limit=max(options.k, options.rerank),
+            u2t=self.exact.of(requests.user_B[part], requests.ts_B[part], requests.offer_B[part]) if exact else None,
+            path_score=options.path_score,
+            filters=self._filters(requests, part, options),
+        )
 
     @torch.no_grad()
     def exhaustive(self, requests: RequestTable, index_B: Int64, *, chunk: int = 4) -> Floats:

@@ -16,6 +16,7 @@ Shape suffixes: ``G`` users, ``Q`` parents kept, ``R`` rows, ``F`` feature, ``D`
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -120,10 +121,17 @@ class _Parts:
         return self.vote_NR.mul_(gate_NR).sum(0).add_(self.wide_R)
 
 
+class _Buffers(threading.local):
+    """Memory that one thread works in, by use; gone with the scorer or the thread."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Tensor] = {}
+
+
 class PrefixScorer:
     """Scores (user, prefix) rows of one model; equal to ``Dig.recall_logit`` in the open domain up to rounding.
 
-    Not for several threads at once: it works in buffers of its own.
+    Threads share its tables; each works in buffers of its own (about 4 kB for each row of a block).
 
     Args:
         model: in eval mode; later changes of its weights are not seen.
@@ -139,7 +147,7 @@ class PrefixScorer:
         self.temperature = float(model.attention.log_temperature.exp().max())
         self._fold_mixer(model.mixer)
         self._fold_tables(model)
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers = _Buffers()
 
     def _fold_mixer(self, mixer: Mixer) -> None:
         """Weights of the Mixer, transposed, for rows that are ``[user, sid, read, u2t]``: what a row must compute is contiguous."""
@@ -314,10 +322,10 @@ class PrefixScorer:
 
     def _buffer(self, name: str, rows: int, width: int) -> Tensor:
         """A contiguous ``(rows, width)`` view of a buffer that is kept, so that blocks do not ask the system for memory."""
-        size = rows * width
-        held = self._buffers.get(name)
+        size, buffers = rows * width, self._buffers.held
+        held = buffers.get(name)
         if held is None or held.numel() < size:
-            held = self._buffers[name] = torch.empty(size)
+            held = buffers[name] = torch.empty(size)
         return held[:size].view(rows, width)
 
 
