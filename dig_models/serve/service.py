@@ -20,11 +20,19 @@ from dig_models.config import RetrieveConfig
 from dig_models.features import bucket_of, hash_id
 from dig_models.index.reader import IndexReader
 from dig_models.items import ItemTable
+from dig_models.retrieve.allowed import AllowedItems
+from dig_models.retrieve.options import SearchOptions
+from dig_models.retrieve.recent import Recent
 from dig_models.train.data import RequestTable
 
 Int64 = NDArray[np.int64]
 Floats = NDArray[np.float32]
+_Filter = tuple[tuple[str, ...] | None, tuple[tuple[str, tuple[str, ...]], ...]]
 WARM_USERS = 2
+FILTER_BYTES = 256 << 20
+"""Room for the filters asked for last; on a catalogue of a million items one takes about ten megabytes."""
+TEXT_BYTES = 64
+"""What an id takes beside its characters."""
 
 
 class InvalidQuery(ValueError):
@@ -48,6 +56,27 @@ class Search:
     beam: int | None = None
     items: tuple[str, ...] | None = None
     fields: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @property
+    def filter(self) -> _Filter:
+        """What decides which items may be returned, the same however it was written down."""
+        items = None if self.items is None else tuple(sorted(set(self.items)))
+        return items, tuple(sorted({(name, tuple(sorted(set(values)))) for name, values in self.fields}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Allowed:
+    """A filter of a catalogue.
+
+    Attributes:
+        items: the items that pass, counted into the prefixes.
+        unknown: ids in it that the catalogue does not hold.
+        size: bytes that it takes, what was asked for included: on a small catalogue that is the most of it.
+    """
+
+    items: AllowedItems
+    unknown: frozenset[str]
+    size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +136,8 @@ class Asked:
 class Service:
     """An open generation with the settings to search it; safe to use from several threads.
 
+    Filters asked for last are kept, ``FILTER_BYTES`` of them, so that a question with a filter that is in use costs what one without does.
+
     Attributes:
         reader: the generation.
         settings: beam and re-ranking depth, and the default of ``k``.
@@ -115,6 +146,9 @@ class Service:
 
     reader: IndexReader
     settings: RetrieveConfig = field(default_factory=RetrieveConfig)
+    _filters: Recent[_Filter, _Allowed] = field(
+        init=False, repr=False, default_factory=lambda: Recent(FILTER_BYTES, size=lambda kept: kept.size)
+    )
 
     @classmethod
     def open(cls, root: str | Path, generation: str | None = None, *, settings: RetrieveConfig, checksums: bool = True) -> Service:
@@ -143,10 +177,10 @@ class Service:
         for name, value in (("k", search.k), ("beam", search.beam)):
             if value is not None and value < 1:
                 raise InvalidQuery(f"{name} = {value}: expected at least 1")
-        allowed_N, unknown = self.allowed(search)
+        allowed, unknown = self.allowed(search)
         answers: dict[int, Answer] = {}
         for known, places, requests, at_B in self._together(users):
-            item_BJ, score_BJ = self.search(requests, at_B, search, allowed_N)
+            item_BJ, score_BJ = self.search(requests, at_B, search, allowed)
             for place, item_J, score_J in zip(places, item_BJ, score_BJ, strict=True):
                 real = item_J > 0
                 answers[place] = self.answer(users[place], known, item_J[real], score_J[real])
@@ -171,22 +205,22 @@ class Service:
             )
             yield False, cold, several, np.arange(size, dtype=np.int64)
 
-    def search(
-        self, requests: RequestTable, at_B: Int64, search: Search, allowed_N: NDArray[np.bool_] | None = None
-    ) -> tuple[Int64, Floats]:
-        """Item rows ``(B, k)``, 0 where there are fewer, and their log-probabilities, for some requests of a table."""
+    def search(self, requests: RequestTable, at_B: Int64, search: Search, allowed: AllowedItems | None = None) -> tuple[Int64, Floats]:
+        """Item rows ``(B, k)``, 0 where there are fewer, and their log-probabilities, for some requests of a table.
+
+        ``allowed`` is what ``self.allowed`` makes of the search; its ``items`` and ``fields`` are not looked at here.
+        """
         network = self.reader.bundle.model.config
-        found = self.reader.retriever.retrieve(
-            requests,
-            at_B,
+        options = SearchOptions(
             k=search.k,
             beam=search.beam or self.settings.beam,
             rerank=self.settings.rerank,
             u2t=network.u2t_inference,
             path_score=network.path_score,
             exclude_bought=search.exclude_bought,
-            allowed_N=allowed_N,
+            allowed=allowed,
         )
+        found = self.reader.retriever.search(requests, at_B, options)
         return found.item_GJ, found.score_GJ
 
     def rank(self, user: str, items: Sequence[str]) -> Reply:
@@ -219,24 +253,33 @@ class Service:
         known = np.array([row for row in row_P if row], dtype=np.int64)
         return known, tuple(item for item, row in zip(items, row_P, strict=True) if not row)
 
-    def allowed(self, search: Search) -> tuple[NDArray[np.bool_] | None, tuple[str, ...]]:
-        """Items that a search may return, ``(N,)`` or None for all, and the ids among ``search.items`` that the catalogue does not hold.
+    def allowed(self, search: Search) -> tuple[AllowedItems | None, tuple[str, ...]]:
+        """Items that a search may return, None for all, and the ids among ``search.items`` that the catalogue does not hold.
 
         Raises:
             InvalidQuery: a field that the catalogue cannot be filtered by.
         """
-        unknown: tuple[str, ...] = ()
         if search.items is None and not search.fields:
-            return None, unknown
+            return None, ()
+        wanted = search.filter
+        found = self._filters.get(wanted, lambda: self._counted(*wanted))
+        return found.items, tuple(item for item in dict.fromkeys(search.items or ()) if item in found.unknown)
+
+    def _counted(self, items: tuple[str, ...] | None, fields: tuple[tuple[str, tuple[str, ...]], ...]) -> _Allowed:
         table = self.reader.bundle.items
         allowed_N = np.ones(len(table), dtype=bool)
-        if search.items is not None:
-            row_P, unknown = self.rows(list(dict.fromkeys(search.items)))
+        unknown: tuple[str, ...] = ()
+        if items is not None:
+            row_P, unknown = self.rows(items)
             allowed_N[:] = False
             allowed_N[row_P] = True
-        for name, values in search.fields:
+        for name, values in fields:
             allowed_N &= self._has_one_of(table, name, values)
-        return allowed_N, unknown
+        counted = self.reader.retriever.allow(allowed_N)
+        texts = (*(items or ()), *(text for name, values in fields for text in (name, *values)))
+        size = counted.allowed_N.nbytes + sum(count_P.nbytes for count_P in counted.count)
+        size += sum(4 * len(text) + TEXT_BYTES for text in texts)
+        return _Allowed(items=counted, unknown=frozenset(unknown), size=size)
 
     def _has_one_of(self, table: ItemTable, name: str, values: Sequence[str]) -> NDArray[np.bool_]:
         spec = self.reader.bundle.spec

@@ -8,6 +8,8 @@ from serve_world import ITEMS, USERS, ServeWorld
 
 from dig_models.config import RetrieveConfig
 from dig_models.features import hash_id
+from dig_models.retrieve.allowed import AllowedItems
+from dig_models.serve import service as service_module
 from dig_models.serve.service import InvalidQuery, Search, Service
 
 SETTINGS = RetrieveConfig(beam=20, rerank=40, k=5)
@@ -90,6 +92,53 @@ def test_items_are_filtered_by_field_and_by_key(service):
     assert set(ids(tagged)) == expected and expected
     with pytest.raises(InvalidQuery, match="cannot be filtered by 'colour'; it can by item, brand"):
         service.retrieve(["u1"], Search(k=5, fields=(("colour", ("red",)),)))
+
+
+def test_a_filter_is_counted_once_however_it_is_written_down(made, monkeypatch):
+    service, counted = Service.open(made.root, settings=SETTINGS), []
+    whole = AllowedItems.of
+    monkeypatch.setattr(AllowedItems, "of", lambda trie, allowed_N: counted.append(int(allowed_N.sum())) or whole(trie, allowed_N))
+    written = [
+        Search(k=4, items=("i3", "gone", "i5", "away"), fields=(("brand", ("a", "b")), ("tags", ("1", "2", "3")))),
+        Search(k=9, beam=7, items=("away", "i5", "i3", "i5", "gone"), fields=(("tags", ("3", "2", "1", "1")), ("brand", ("b", "a")))),
+        Search(k=9, exclude_bought=True, items=("i5", "gone", "away", "i3"), fields=(("brand", ("b", "a")), ("tags", ("1", "3", "2")))),
+    ]
+    unknown = [service.retrieve(["u1", "nobody"], search).unknown_items for search in written]
+    assert unknown == [("gone", "away"), ("away", "gone"), ("gone", "away")], "in the order asked"
+    assert len(counted) == 1
+    for other in (
+        Search(k=4, items=("i3", "i5")),
+        Search(k=4, fields=(("brand", ("a", "b")),)),
+        Search(k=4, fields=(("brand", ("a",)), ("brand", ("b",)))),
+        Search(k=4, items=()),
+    ):
+        before = len(counted)
+        assert service.retrieve(["u1"], other) == service.retrieve(["u1"], other)
+        assert len(counted) == before + 1
+    assert service.retrieve(["u1"], Search(k=4)).answers[0].items and len(counted) == 5
+
+
+def test_kept_filters_take_no_more_room_than_they_may(made, monkeypatch):
+    monkeypatch.setattr(service_module, "FILTER_BYTES", 9000)
+    service = Service.open(made.root, settings=SETTINGS)
+    sizes = []
+    for number in range(30):
+        answer = service.retrieve(["u1"], Search(k=3, items=tuple(ITEMS[number : number + 9]))).answers[0]
+        assert set(ids(answer)) <= set(ITEMS[number : number + 9])
+        sizes.append(sum(kept.size for kept in service._filters._kept.values()))
+    assert 0 < max(sizes) <= 9000 and 1 < len(service._filters) < 30
+
+
+def test_a_filter_that_is_long_to_write_down_takes_the_room_that_this_takes(service):
+    one, long = Search(k=1, items=("i3",)), Search(k=1, items=("i3", *("x" * 200 + str(n) for n in range(1000))))
+    short, whole = (service._counted(*search.filter).size for search in (one, long))
+    assert whole - short > 1000 * 200
+
+
+def test_a_filter_that_cannot_be_made_is_refused_every_time(service):
+    for _ in range(2):
+        with pytest.raises(InvalidQuery, match="cannot be filtered by 'colour'"):
+            service.retrieve(["u1"], Search(k=5, fields=(("colour", ("red",)),)))
 
 
 def test_what_was_bought_can_be_left_out(service):
