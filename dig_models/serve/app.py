@@ -27,6 +27,7 @@ from dig_models.config import RetrieveConfig, ServeConfig
 from dig_models.serve.engine import Busy, Engine, NotReady
 from dig_models.serve.errors import where
 from dig_models.serve.follower import Follower
+from dig_models.serve.hosts import names_loopback
 from dig_models.serve.metrics import Metrics
 from dig_models.serve.schemas import Answers, Error, Generation, Health, Model, Question, Questions, Ready, Refused, answers, parse
 from dig_models.serve.service import InvalidQuery, Reply
@@ -41,6 +42,7 @@ SAID = {
     408: "the body did not arrive in time",
     413: "the body is larger than serve.max_body_bytes",
     415: "the body is no application/json",
+    421: "without a token only requests that name loopback as their host are answered",
     422: "the question cannot be read, or not answered by this generation",
     503: "no generation is open, or too many questions wait; Retry-After says when to ask again",
 }
@@ -76,6 +78,18 @@ class Server:
         self.config, self.follower, self.engine, self.metrics = config, follower, engine, metrics
         self.questions = Questions.of(config, defaults)
         self.token = token
+
+    async def addressed(self, request: Request) -> None:
+        """Refuse a request that was meant for another host, where no token tells friends from strangers.
+
+        A page from elsewhere can have its own name point to loopback, and a browser then lets it read what it gets from there; the
+        ``Host`` header still holds that name.
+
+        Raises:
+            Refused: 421.
+        """
+        if not self.token and not names_loopback(request.headers.get("host", "")):
+            raise Refused(421, "misdirected", "without a token the Host header must name loopback: 127.0.0.1, [::1] or localhost")
 
     async def allow(self, request: Request) -> None:
         """Refuse a request without the token.
@@ -238,6 +252,7 @@ def create_app(server: Server) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
+        dependencies=[Depends(server.addressed)],
     )
     app.add_middleware(Guard, metrics=server.metrics, access_log=server.config.access_log)
     app.add_exception_handler(Refused, _refused)
@@ -249,10 +264,10 @@ def create_app(server: Server) -> FastAPI:
         partial(app.add_api_route, methods=["GET"], response_model=None),
         partial(app.add_api_route, methods=["POST"], response_model=None),
     )
-    get("/health", server.health, responses=said(Health), tags=["probes"])
-    get("/ready", server.ready, responses=said(Ready, 503), tags=["probes"])
-    get("/metrics", server.figures, responses={200: TEXT, **said(None, 401)}, dependencies=guarded, tags=["probes"])
-    get("/v1/generation", server.generation, responses=said(Generation, 401, 503), dependencies=guarded, tags=["answers"])
+    get("/health", server.health, responses=said(Health, 421), tags=["probes"])
+    get("/ready", server.ready, responses=said(Ready, 421, 503), tags=["probes"])
+    get("/metrics", server.figures, responses={200: TEXT, **said(None, 401, 421)}, dependencies=guarded, tags=["probes"])
+    get("/v1/generation", server.generation, responses=said(Generation, 401, 421, 503), dependencies=guarded, tags=["answers"])
     for name, call, model in (("retrieve", server.retrieve, server.questions.retrieve), ("rank", server.rank, server.questions.rank)):
         content = {"schema": model.model_json_schema(), "examples": EXAMPLES[name]}
         asks = {"requestBody": {"required": True, "content": {JSON: content}}}

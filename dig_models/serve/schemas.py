@@ -121,7 +121,8 @@ class Fault(BaseModel):
     """What went wrong."""
 
     code: str = Field(
-        description="invalid, unauthorized, not_found, method_not_allowed, timeout, too_large, media_type, busy, not_ready, internal"
+        description="invalid, unauthorized, misdirected, not_found, method_not_allowed, timeout, too_large, media_type, busy, not_ready, "
+        "internal"
     )
     message: str
     details: list[dict[str, str]] = Field([], description="for code invalid: where, and what was expected")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import ipaddress
 import logging
 import socket
 from pathlib import Path
@@ -16,6 +15,7 @@ from dig_models.serve.app import Server, create_app
 from dig_models.serve.engine import Engine
 from dig_models.serve.errors import CannotServe
 from dig_models.serve.follower import Follower
+from dig_models.serve.hosts import is_loopback
 from dig_models.serve.metrics import Metrics
 from dig_models.serve.service import Service
 
@@ -62,16 +62,6 @@ def check_host(host: str, token: str) -> None:
             f"serve.host {host}: without a token only loopback is served (127.0.0.1, ::1, localhost); set ${TOKEN} "
             "(openssl rand -hex 32), and put TLS in front: the token is sent with every request"
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine's own; other names than localhost are not looked up."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def bind(host: str, port: int) -> socket.socket:

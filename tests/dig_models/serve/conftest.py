@@ -41,6 +41,6 @@ def client_of(root: Path, token: str = "", **settings: object) -> Iterator[TestC
     server = build(root, config, RETRIEVE, token)
     server.follower.look()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with TestClient(create_app(server), headers=headers) as client:
+    with TestClient(create_app(server), base_url="http://127.0.0.1:8000", headers=headers) as client:
         client.server = server  # type: ignore[attr-defined]
         yield client

@@ -230,6 +230,47 @@ def test_a_generation_that_fails_when_it_is_warmed_says_nothing_of_users(made, c
     assert "secret" not in caplog.text
 
 
+ROUTES = [("GET", "/health"), ("GET", "/ready"), ("GET", "/metrics"), ("GET", "/v1/generation"), ("GET", "/openapi.json")]
+ROUTES += [("POST", "/v1/retrieve"), ("POST", "/v1/rank")]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8000", "127.8.0.1:1", "localhost:9000", "LocalHost", "[::1]", "[::1]:8000"])
+def test_whoever_names_loopback_is_answered(client, host):
+    assert client.get("/v1/generation", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("rebound.example", "rebound.example:8000", "127.0.0.1.rebound.example", "localhost.rebound.example", "localhost."),
+        *(
+            "0.0.0.0:8000",
+            "192.168.1.5",
+            "[::]:8000",
+            "::1",
+            "[::1",
+            "[localhost]",
+            "127.0.0.1:8000:8000",
+            "user@127.0.0.1",
+            "2130706433",
+            "",
+        ),
+    ],
+)
+def test_without_a_token_a_request_for_another_host_is_refused(client, host):
+    for method, route in ROUTES:
+        answer = client.request(method, route, headers={"host": host})
+        assert answer.status_code == 421, route
+        assert Error.model_validate(answer.json()).error.code == "misdirected"
+
+
+def test_with_a_token_any_host_may_be_named(made):
+    with client_of(made.root, TOKEN) as client:
+        named = {"host": "shop.example"}
+        assert [client.request(*one, headers=named).status_code for one in ROUTES] == [200] * 5 + [415] * 2
+        assert client.post("/v1/retrieve", json={"users": ["u1"]}, headers=named).status_code == 200
+
+
 def test_answers_are_plain_json(client):
     text = client.post("/v1/retrieve", json={"users": ["u1"], "k": 3}).text
     assert json.loads(text)["answers"][0]["items"][0]["probability"] > 0

@@ -33,11 +33,12 @@ def guarded(made: ServeWorld):
 
 
 def running(app):
-    """The application without its lifespan, which a client would end after every question."""
+    """The application without its lifespan, which a client would end after every question, asked by the name of this machine."""
 
     async def serve(scope, receive, send):
         if scope["type"] == "http":
-            await app(scope, receive, send)
+            others = [(name, value) for name, value in scope["headers"] if name != b"host"]
+            await app({**scope, "headers": [(b"host", b"127.0.0.1:8000"), *others]}, receive, send)
 
     return serve
 
