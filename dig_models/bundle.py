@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dig_models.config import ModelConfig
@@ -35,6 +35,8 @@ from dig_models.quantize.known import KnownSids
 FORMAT = 1
 WEIGHTS, SETTINGS, ITEMS, RESERVED = "model.safetensors", "model.json", "items.parquet", "reserved.parquet"
 CODES = "code_NL"
+# Of the items that training has shown the model keeps rows of its catalogue, the file their hashes, whatever catalogue they are in.
+SHOWN_ROWS, SHOWN_BUCKETS, SHOWN_ITEMS = "shown.item_N", "shown.bucket_T", "shown.hash_X"
 _RANDOM = {"normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_", "trunc_normal_"}
 
 
@@ -85,7 +87,7 @@ def save_bundle(path: str | Path, model: Dig, items: ItemTable, info: dict[str, 
         model.code_NL.copy_(model.codes(model.encode_catalogue()))
         model.code_NL[0] = -1
     with naming_full_disk(path):
-        _save_weights(path, model.state_dict())
+        _save_weights(path, model)
         pq.write_table(items_to_arrow(items, model.spec, model.code_NL.cpu().numpy()), path / ITEMS)
         reserve = _save_reserved(path, model.reserved.without(items.hash_N[1:]))
         reached("bundle.items_written")
@@ -98,15 +100,36 @@ def save_network(path: Path, model: Dig, info: dict[str, Any], reserved: KnownSi
     """Write a model whose catalogue is kept elsewhere: weights, settings, and the SIDs in reserve for items outside that catalogue."""
     path.mkdir(parents=True, exist_ok=True)
     with naming_full_disk(path):
-        _save_weights(path, {name: value for name, value in model.state_dict().items() if name != CODES})
+        _save_weights(path, model, without=CODES)
         reserve = _save_reserved(path, reserved)
     sync_tree(path)
     _save_settings(path, model, info, (WEIGHTS, *reserve))
 
 
-def _save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path / WEIGHTS)
+def _save_weights(path: Path, model: Dig, without: str = "") -> None:
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items() if name not in (SHOWN_ROWS, without)}
+    save_file({**tensors, SHOWN_ITEMS: torch.from_numpy(model.shown.hashes())}, path / WEIGHTS)
     reached("bundle.weights_written")
+
+
+def _load_weights(path: Path, model: Dig, without: str = "", *, assign: bool = False) -> None:
+    """Take the tensors of a file; one that does not say what training has shown leaves the model without such notes.
+
+    Raises:
+        RuntimeError: tensors are missing, unknown, or of another shape.
+    """
+    tensors = load_file(path / WEIGHTS)
+    hash_X = tensors.pop(SHOWN_ITEMS, None)
+    missing, unknown = model.load_state_dict(tensors, strict=False, assign=assign)
+    absent = {*missing} - {SHOWN_ROWS, without}
+    if hash_X is None and SHOWN_BUCKETS in absent:
+        absent.remove(SHOWN_BUCKETS)
+    elif hash_X is None or hash_X.dtype != torch.int64 or hash_X.ndim != 1:
+        absent.add(SHOWN_ITEMS)
+    else:
+        model.shown.take(hash_X.numpy())
+    if unknown or absent:
+        raise RuntimeError(f"weights missing: {', '.join(sorted(absent)) or 'none'}; unknown: {', '.join(unknown) or 'none'}")
 
 
 def _save_reserved(path: Path, sids: KnownSids | None) -> tuple[str, ...]:
@@ -149,9 +172,7 @@ def load_network(path: Path) -> tuple[Dig, dict[str, Any]]:
         own.require(settings["spec_digest"], f"model {path}")
         with _Unset():
             model = Dig(ModelConfig.model_validate(settings["model"]), own, seed=int(settings["seed"]))
-        missing, unknown = model.load_state_dict(load_file(path / WEIGHTS), strict=False, assign=True)
-        if unknown or set(missing) != {CODES}:
-            raise RuntimeError(f"weights missing: {', '.join(set(missing) - {CODES}) or 'none'}; unknown: {', '.join(unknown) or 'none'}")
+        _load_weights(path, model, without=CODES, assign=True)
         model.eval()
         return model, dict(settings["info"])
     except (OSError, SafetensorError) as error:
@@ -196,7 +217,7 @@ def load_bundle(path: str | Path, spec: FeatureSpec | None = None) -> Bundle:
         model = Dig(ModelConfig.model_validate(settings["model"]), own, seed=int(settings["seed"]))
         model.reserved = _reserved(path, settings)
         model.set_items(items)
-        model.load_state_dict(load_file(path / WEIGHTS))
+        _load_weights(path, model)
     except (ValidationError, RuntimeError) as error:  # torch: names or shapes of the weights differ
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
         raise BundleMismatch(f"bundle {path}: made by another version of the code, whose model does not fit this one: {reason}") from None

@@ -29,6 +29,7 @@ from dig_models.nn.embedding import FieldEmbedding
 from dig_models.nn.mixer import Mixer
 from dig_models.nn.mlp import SkipMlp, U2tHead
 from dig_models.nn.norm import CorpusNorm, DomainNorm, all_reduce, commit_moments
+from dig_models.nn.shown import Shown
 from dig_models.quantize.known import KnownSids
 from dig_models.quantize.residual import ResidualQuantizer, collision_rate, usage
 from dig_models.quantize.tree import balanced_tree
@@ -74,6 +75,7 @@ class Dig(nn.Module):
             raise ValueError(f"user and context fields must be categorical, but {', '.join(wrong)} is not: declare buckets for it")
         self.item_fields = FieldEmbedding(spec.item_fields, dim)
         self.user_fields = FieldEmbedding(users, dim)
+        self.shown = Shown(self.item_fields)
         self.encoder = SkipMlp(self.item_fields.width, config.encoder_hidden, dim)
         self.corpus_norm = CorpusNorm(dim)
         self.user_tower = SkipMlp(self.user_fields.width + dim, 2 * dim, dim)
@@ -119,6 +121,7 @@ class Dig(nn.Module):
         index_NJ, number_NQ = self.item_fields.pack(items.fields, items.numbers)
         code_NL = self.codes_held(items.hash_N)
         self.items, self.known_ND = items, None
+        self.shown.enter(items.hash_N)
         device = self.step.device
         self.item_index_NJ, self.item_number_NQ = index_NJ.to(device), number_NQ.to(device)
         self.code_NL = code_NL.to(device)
@@ -140,11 +143,7 @@ class Dig(nn.Module):
         return out
 
     def _raw_encode(self, item_M: Tensor, masked_M: Tensor | None = None) -> Tensor:
-        index_MJ = self.item_index_NJ.index_select(0, item_M)
-        names = [f.name for f in self.item_fields.single]
-        if masked_M is not None and "item_id" in names:
-            column = names.index("item_id")
-            index_MJ[:, column] = torch.where(masked_M, self.item_fields.offset["item_id"], index_MJ[:, column])
+        index_MJ = self.shown.read(self.item_index_NJ.index_select(0, item_M), item_M, masked_M)
         out: Tensor = self.encoder(self.item_fields(index_MJ, self.item_number_NQ.index_select(0, item_M)))
         return out
 
@@ -351,7 +350,7 @@ class Dig(nn.Module):
             self._prepare(batch)
         member_RS = _member((batch.source_R != SOURCE_EXPOSED).long())
         item_M, at_X = torch.unique(torch.cat([batch.item_R, batch.history_BH.flatten()]), return_inverse=True)
-        e_MD = self.corpus_norm(self._raw_encode(item_M, self._masked(len(item_M))))
+        e_MD = self.corpus_norm(self._raw_encode(item_M, self._masked(item_M)))
         at_R, at_BH = at_X[: batch.rows], at_X[batch.rows :]
         ranked_MD = e_MD if self.config.rank_gradient_to_encoder else e_MD.detach()
         e_BHD = ranked_MD.index_select(0, at_BH).view(*batch.history_BH.shape, -1)
@@ -438,12 +437,13 @@ class Dig(nn.Module):
         taught_R = torch.rand(len(teacher_RLC), generator=self._generator(_rank(), stream=3)) < self.config.u2t_mix
         return torch.where(taught_R.to(teacher_RLC.device)[:, None, None], teacher_RLC, predicted_RLC.detach())
 
-    def _masked(self, items: int) -> Tensor | None:
-        """Which distinct items lose their item-id field in this step."""
-        if not self.training or self.config.item_id_dropout == 0:
+    def _masked(self, item_M: Tensor) -> Tensor | None:
+        """Which distinct items lose their item-id field in this step; None where no training goes on."""
+        if not self.training:
             return None
-        masked_M = torch.rand(items, generator=self._generator(_rank(), stream=4)) < self.config.item_id_dropout
-        return masked_M.to(self.step.device)
+        masked_M = (torch.rand(len(item_M), generator=self._generator(_rank(), stream=4)) < self.config.item_id_dropout).to(item_M.device)
+        self.shown.note(item_M, masked_M, self.item_index_NJ)
+        return masked_M
 
     def _untouched(self) -> Tensor:
         """Zero that depends on the parameters which only the recall path uses."""

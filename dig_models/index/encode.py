@@ -40,7 +40,8 @@ def encode_rows(model: Dig, items: ItemTable, rows: slice | Ints) -> Tensor:
     field, own = model.item_fields, model.item_fields.bag_widths
     index_RJ, number_RQ = field.pack({n: v[rows] for n, v in items.fields.items()}, {n: v[rows] for n, v in items.numbers.items()})
     try:
-        e_RD: Tensor = model.corpus_norm(model.encoder(field(index_RJ, number_RQ)))
+        known_RJ = model.shown.known(index_RJ, model.shown.of(items.hash_N[rows]))
+        e_RD: Tensor = model.corpus_norm(model.encoder(field(known_RJ, number_RQ)))
     finally:
         field.bag_widths = own  # those of the model's own table
     return e_RD

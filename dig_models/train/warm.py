@@ -44,7 +44,12 @@ def warm_start(model: Dig, ancestor: Bundle, items: ItemTable, everyone: ItemTab
     kept = addressing <= fits and bool(ancestor.model.quantizer.built)
     if not kept:
         fits -= addressing
+    reading = {name for name in own if name.startswith(("item_fields.", "encoder."))}
+    if not reading <= fits:  # what was shown to another encoder says nothing of this one
+        fits -= {name for name in own if name.startswith("shown.")}
     model.load_state_dict({name: old[name] if name in fits else value for name, value in own.items()})
+    if reading <= fits:
+        model.shown.take(ancestor.model.shown.hashes())
     if kept:
         model.reserved = ancestor.model.reserved
         model.settled = True  # of an item that the ancestor knew the code stays; what training does with it is the caller's business

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dig_models.batch import Batch
 from dig_models.bundle import ITEMS, SETTINGS, WEIGHTS, BundleError, BundleMismatch, load_bundle, save_bundle
@@ -128,3 +131,71 @@ def test_another_catalogue_than_the_model_s_is_refused(model: Dig, spec: Feature
     hashes[-1] += 1
     with pytest.raises(ValueError, match="set_items"):
         save_bundle(tmp_path, model, ItemTable(**{**items.__dict__, "hash_N": hashes}), {})
+
+
+def test_a_bundle_remembers_what_training_has_shown(
+    spec: FeatureSpec, items: ItemTable, batch: Batch, lookup: PairLookup, tmp_path: Path
+) -> None:
+    """Of items outside its catalogue too."""
+    trained = make_dig(spec, items)
+    trained(batch, "warmup", lookup)
+    trained.eval()
+    shown = trained.shown.hashes()
+    assert 0 < len(shown) < len(items) - 1
+    save_bundle(tmp_path, trained, items, {})
+    back = load_bundle(tmp_path).model
+    assert np.array_equal(back.shown.hashes(), shown)
+    assert torch.equal(back.shown.bucket_T, trained.shown.bucket_T) and torch.equal(back.shown.item_N, trained.shown.item_N)
+    assert torch.equal(back.encode_catalogue(), trained.encode_catalogue())
+    few = ItemTable(
+        hash_N=items.hash_N[:3],
+        id_N=items.id_N[:3],
+        name_N=items.name_N[:3],
+        fields={k: v[:3] for k, v in items.fields.items()},
+        numbers={k: v[:3] for k, v in items.numbers.items()},
+        key_KN=items.key_KN[:, :3],
+    )
+    back.set_items(few)
+    save_bundle(tmp_path / "few", back, few, {})
+    assert np.array_equal(load_bundle(tmp_path / "few").model.shown.hashes(), shown)
+
+
+def _rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Change the tensors of a bundle, and its checksum with them."""
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+    settings = json.loads((folder / SETTINGS).read_text())
+    settings["sha256"][WEIGHTS] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    (folder / SETTINGS).write_text(json.dumps(settings))
+
+
+def test_a_bundle_of_before_this_was_kept_reads_every_bucket_as_it_did(model: Dig, items: ItemTable, tmp_path: Path) -> None:
+    save_bundle(tmp_path, model, items, {})
+
+    def forget(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["shown.bucket_T"], tensors["shown.hash_X"]
+
+    _rewrite(tmp_path, forget)
+    old = load_bundle(tmp_path).model
+    assert not old.shown.bucket_T.any() and not len(old.shown.hashes())
+    rows = torch.arange(len(items))
+    with torch.no_grad():
+        plain = old.corpus_norm(old.encoder(old.item_fields(old.item_index_NJ, old.item_number_NQ)))
+    assert torch.equal(old.encode_items(rows), plain)
+    assert not torch.allclose(old.encode_items(rows), model.encode_items(rows)), "the model itself knows what it was not shown"
+
+
+@pytest.mark.parametrize("name", ["shown.bucket_T", "shown.hash_X", "rank_bias"])
+def test_a_bundle_that_lacks_a_tensor_is_refused(model: Dig, items: ItemTable, tmp_path: Path, name: str) -> None:
+    save_bundle(tmp_path, model, items, {})
+    _rewrite(tmp_path, lambda tensors: tensors.__delitem__(name))
+    with pytest.raises(BundleMismatch, match=f"weights missing: {name}"):
+        load_bundle(tmp_path)
+
+
+def test_a_list_of_items_shown_that_is_none_is_refused(model: Dig, items: ItemTable, tmp_path: Path) -> None:
+    save_bundle(tmp_path, model, items, {})
+    _rewrite(tmp_path, lambda tensors: tensors.update({"shown.hash_X": torch.zeros(2, 3)}))
+    with pytest.raises(BundleMismatch, match=r"weights missing: shown\.hash_X"):
+        load_bundle(tmp_path)

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import synthetic
+import torch
 
-from dig_models.bundle import RESERVED, read_reserved
-from dig_models.features import FeatureSpec, FeatureSpecMismatch, hash_id
+from dig_models.bundle import RESERVED, Bundle, read_reserved
+from dig_models.features import FeatureSpec, FeatureSpecMismatch, bucket_of, hash_id
 from dig_models.index import generation as g
 from dig_models.index.reader import IndexReader
 from dig_models.index.refresh import Fresh, refresh
@@ -21,6 +22,8 @@ from dig_models.index.verify import verify
 from dig_models.index.writer import Release, locked, retain, superfluous, switch
 from dig_models.items import ItemTable
 from dig_models.quantize.known import KnownSids
+from dig_models.train.warm import settle
+from tests.dig_models.conftest import make_batch, pair_crosses
 
 Publish = Callable[[Path, Release], str]
 NEW, GONE = ["fresh-1", "fresh-2"], ["i3", "i7"]
@@ -161,6 +164,87 @@ def test_unknown_values_take_the_bucket_of_what_is_missing(tmp_path: Path, relea
     blank = replace(items, fields={k: np.zeros_like(v) for k, v in items.fields.items()}, key_KN=np.zeros_like(items.key_KN))
     reader = IndexReader.open(tmp_path, apply(tmp_path, spec, Fresh(arrived=blank, withdrawn=hashes([]))))
     assert min(sids(reader)["blank"]) >= 0
+
+
+@pytest.fixture(scope="module")
+def trained(release: Release) -> Release:
+    """A model that was trained for a few steps, on items ``i0`` to ``i39`` of the catalogue and on brands below 9."""
+    spec, items = release.bundle.spec, release.items
+    items = replace(items, fields={**items.fields, "brand": items.fields["brand"] % 9})
+    model = synthetic.make_model(spec, items, item_id_dropout=0.3).train()
+    batch, rows = make_batch(spec, items, requests=40), items.rows(hashes([f"i{n}" for n in range(40)]))
+    shown = torch.from_numpy(rows)[batch.item_R % 40]
+    batch = replace(batch, item_R=shown, history_BH=torch.zeros_like(batch.history_BH))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    crosses = spec.cross_width
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(batch, "joint", lambda user, ts, offer, item: pair_crosses(user, ts, offer, item, crosses))["total"].backward()
+        optimizer.step()
+        model.update_codebooks()
+    settle(model, items)
+    return replace(release, items=items, bundle=Bundle(model, spec, items, model.code_NL.numpy().copy(), release.bundle.info))
+
+
+def alike(spec: FeatureSpec, ids: list[str], **fields: int) -> ItemTable:
+    """Items that differ in nothing but their ids, and so in the buckets of these."""
+    items = synthetic.make_items(spec, ids)
+    same = {name: np.repeat(value[1:2], len(ids), axis=0) for name, value in synthetic.make_items(spec, ["i1"]).fields.items()}
+    same |= {name: np.full(len(ids), value) for name, value in fields.items()}
+    same["item_id"] = np.array([bucket_of(str(item), 256) for item in items.id_N[1:]])
+    columns = {name: np.concatenate([np.zeros_like(value[:1]), value]) for name, value in same.items()}
+    return replace(items, fields=columns, numbers={k: np.r_[0, np.full(len(ids), 2.5)].astype(np.float32) for k in items.numbers})
+
+
+def stored(reader: IndexReader, ids: list[str]) -> np.ndarray:
+    return reader.retriever.embedding_ND[torch.from_numpy(reader.bundle.items.rows(hashes(ids)))].numpy()
+
+
+def test_the_sid_of_a_new_item_does_not_depend_on_its_id(tmp_path: Path, trained: Release, publish: Publish) -> None:
+    """Whether its bucket is one that nothing trained or one that another item did; and the embeddings are equal, not just their codes."""
+    spec = trained.bundle.spec
+    publish(tmp_path, trained)
+    ids = [f"fresh-{n}" for n in range(30)]
+    change = Fresh(arrived=alike(spec, ids, brand=3), withdrawn=hashes([]))
+    noted = trained.bundle.model.shown.bucket_T[torch.from_numpy(change.arrived.fields["item_id"][1:])]
+    assert 0 < int(noted.sum()) < len(ids)
+    reader = IndexReader.open(tmp_path, apply(tmp_path, spec, change))
+    assert len({sids(reader)[item] for item in ids}) == 1
+    assert np.ptp(stored(reader, ids), axis=0).max() < 1e-6
+
+
+def test_a_value_never_seen_in_training_is_as_good_as_a_missing_one(tmp_path: Path, trained: Release, publish: Publish) -> None:
+    spec = trained.bundle.spec
+    publish(tmp_path, trained)
+    ids = ["known", "missing", "unseen", "unseen too"]
+    parts = [alike(spec, [item], brand=brand) for item, brand in zip(ids, (3, 0, 13, 14), strict=True)]
+    rows = {str(part.id_N[1]): part for part in parts}
+    table = synthetic.make_items(spec, ids)
+    order = [str(item) for item in table.id_N[1:]]
+    merged = {
+        name: np.concatenate([parts[0].fields[name][:1], *(rows[item].fields[name][1:] for item in order)]) for name in parts[0].fields
+    }
+    numbers = {name: np.concatenate([parts[0].numbers[name][:1], *(rows[i].numbers[name][1:] for i in order)]) for name in table.numbers}
+    arrived = replace(table, fields=merged, numbers=numbers)
+    reader = IndexReader.open(tmp_path, apply(tmp_path, spec, Fresh(arrived=arrived, withdrawn=hashes([]))))
+    found = dict(zip(ids, stored(reader, ids), strict=True))
+    assert np.allclose(found["unseen"], found["missing"], atol=1e-6) and np.allclose(found["unseen too"], found["missing"], atol=1e-6)
+    assert sids(reader)["unseen"] == sids(reader)["unseen too"] == sids(reader)["missing"]
+    assert not np.allclose(found["known"], found["missing"], atol=1e-3)
+
+
+def test_an_item_of_the_catalogue_that_no_example_showed_does_not_depend_on_its_id_either(
+    tmp_path: Path, trained: Release, publish: Publish
+) -> None:
+    shown = [f"i{n}" for n in range(40)]
+    base = IndexReader.open(tmp_path / "a", publish(tmp_path / "a", trained))
+    other = replace(trained.items, fields={**trained.items.fields, "item_id": trained.items.fields["item_id"][::-1] * 0 + 77})
+    changed = IndexReader.open(tmp_path / "b", publish(tmp_path / "b", replace(trained, items=other)))
+    never = [str(item) for item in trained.items.id_N[1:] if item not in shown]
+    assert len(never) == 20
+    assert np.allclose(stored(base, never), stored(changed, never), atol=1e-6)
+    with_id = [item for item, own in zip(shown, trained.bundle.model.shown.of(hashes(shown)).tolist(), strict=True) if own]
+    assert len(with_id) > 20 and not np.allclose(stored(base, with_id), stored(changed, with_id), atol=1e-3)
 
 
 def test_another_feature_spec_is_refused(tmp_path: Path, release: Release, publish: Publish) -> None:

@@ -82,6 +82,23 @@ def test_a_model_of_other_features_is_refused(tiny: Tiny, ancestor: Bundle) -> N
         warm_start(model, ancestor, tiny.items)
 
 
+def test_what_was_shown_to_the_ancestor_is_taken_over_with_its_encoder(tiny: Tiny, world: World) -> None:
+    before = tiny.model()
+    fit(tiny.setup(world, model=before, checkpoints="shown"), world)
+    settle(before, tiny.items)
+    old = Bundle(before, tiny.spec, tiny.items, before.code_NL.numpy().copy(), {})
+    assert len(before.shown.hashes()) == len(tiny.items) - 1, "the random negatives alone show every item"
+    later = synthetic.make_items(tiny.spec, [*(f"i{n}" for n in range(10, 60)), "new-1"])
+    model = fresh(tiny)
+    assert warm_start(model, old, later)
+    assert np.array_equal(model.shown.hashes(), before.shown.hashes())
+    assert torch.equal(model.shown.bucket_T, before.shown.bucket_T)
+    assert model.shown.item_N[1:].tolist() == [str(item) != "new-1" for item in later.id_N[1:]]
+    other = fresh(tiny, encoder_hidden=16)
+    warm_start(other, old, later)
+    assert not len(other.shown.hashes()) and not other.shown.bucket_T.any()
+
+
 # ---- names of codes --------------------------------------------------------------------------------------------------
 
 
