@@ -28,7 +28,7 @@ ITEMS, TRIE, NODES, MODEL, STATE = "items", "trie", "nodes", "model", "state"
 CROSS_ARRAYS, EMBEDDINGS = "cross_arrays", "items/embedding.npy"
 FORMAT = 2
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
-_ID = re.compile(r"(?P<date>\d{4}-\d{2}-\d{2})-v(?P<version>[0-9A-Za-z_]+)-(?P<digest>[0-9a-f]{10})")
+_ID = re.compile(r"(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})-v(?P<version>[0-9A-Za-z_]+)-(?P<digest>[0-9a-f]{10})")
 
 
 class IndexMissing(ValueError):
@@ -58,6 +58,22 @@ def _inside(path: str) -> str:
     return path
 
 
+def _parts(generation: str) -> tuple[date, str] | None:
+    """Date and model version that an id names; None if it is no id, or names a day that no calendar has."""
+    match = _ID.fullmatch(generation)
+    try:
+        return (date.fromisoformat(match["date"]), match["version"]) if match else None
+    except ValueError:
+        return None
+
+
+def _id(generation: str) -> str:
+    """A generation id, or a refusal."""
+    if _parts(generation) is None:
+        raise ValueError(f"{generation[:80]!r} is no generation id: <date>-v<version>-<10 hex digits>")
+    return generation
+
+
 class FileEntry(Strict):
     """Size and checksum of one file."""
 
@@ -85,7 +101,7 @@ class Manifest(Strict):
     """
 
     format: Literal[2] = 2
-    id: Annotated[str, Field(pattern=f"^{_ID.pattern}$")]
+    id: Annotated[str, AfterValidator(_id)]
     date: date
     model_name: str
     model_version: str
@@ -155,10 +171,7 @@ def id_date(generation: str) -> date:
     Raises:
         IndexMissing: it is not a generation id.
     """
-    match = _ID.fullmatch(generation)
-    if not match:
-        raise IndexMissing(f"{generation!r} is no index generation id; expected <date>-v<version>-<10 hex digits>")
-    return date.fromisoformat(match["date"])
+    return _require(generation)[0]
 
 
 def id_version(generation: str) -> str:
@@ -167,8 +180,14 @@ def id_version(generation: str) -> str:
     Raises:
         IndexMissing: it is not a generation id.
     """
-    id_date(generation)
-    return generation[len("0000-00-00-v") : -11]
+    return _require(generation)[1]
+
+
+def _require(generation: str) -> tuple[date, str]:
+    parts = _parts(generation)
+    if parts is None:
+        raise IndexMissing(f"{generation!r} is no index generation id; expected <date>-v<version>-<10 hex digits>")
+    return parts
 
 
 def generation_dir(root: Path, generation: str) -> Path:
@@ -188,12 +207,11 @@ def generation_dir(root: Path, generation: str) -> Path:
 def in_order(ids: Iterable[str]) -> list[str]:
     """The generation ids among some names, oldest date first; of one date, lower versions first."""
 
-    def order(generation: str) -> tuple[str, int, str, str]:
-        match = _ID.fullmatch(generation)
-        version = match["version"] if match else ""
-        return generation[:10], int(version) if version.isdigit() else 0, version, generation
+    def order(generation: str) -> tuple[date, int, str, str]:
+        day, version = _require(generation)
+        return day, int(version) if version.isdigit() else 0, version, generation
 
-    return sorted(filter(_ID.fullmatch, ids), key=order)
+    return sorted((one for one in ids if _parts(one)), key=order)
 
 
 def generations(root: Path) -> list[str]:
@@ -227,7 +245,7 @@ def parse_current(data: bytes, place: str) -> str:
         IndexCorrupt: they do not hold an id.
     """
     found = data.decode(errors="replace").strip()
-    if not _ID.fullmatch(found):
+    if _parts(found) is None:
         raise IndexCorrupt("(unknown)", place, expected="a generation id", found=repr(found[:80]))
     return found
 

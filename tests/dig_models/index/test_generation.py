@@ -322,7 +322,23 @@ def test_a_corrupt_manifest_is_named(
         IndexReader.open(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "../x", "2017-03-20-v1-xyz", "\x00\xff"])
+NO_DAY = ["2017-99-99-v1-0123456789", "2017-02-29-v1-0123456789", "0000-01-01-v1-0123456789", "٢٠١٧-٠٣-٢٠-v1-0123456789"]
+
+
+@pytest.mark.parametrize("name", NO_DAY)
+def test_an_id_that_names_no_day_is_no_id(tmp_path: Path, release: Release, publish: Publish, name: str) -> None:
+    generation = publish(tmp_path, release)
+    shutil.copytree(tmp_path / g.GENERATIONS / generation, tmp_path / g.GENERATIONS / name)
+    assert g.generations(tmp_path) == [generation]
+    for ask in (g.id_date, g.id_version, lambda one: IndexReader.open(tmp_path, one), lambda one: switch(tmp_path, one)):
+        with pytest.raises(g.IndexMissing, match="no index generation id"):
+            ask(name)
+    reseal(tmp_path, generation, lambda m: m.update(id=name))
+    with pytest.raises(g.IndexCorrupt, match=r"manifest\.json: .*found id: .*no generation id"):
+        IndexReader.open(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "../x", "2017-03-20-v1-xyz", "\x00\xff", *NO_DAY])
 def test_a_corrupt_current_is_named(tmp_path: Path, release: Release, publish: Publish, text: str) -> None:
     publish(tmp_path, release)
     (tmp_path / g.CURRENT).write_text(text)
