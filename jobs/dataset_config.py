@@ -35,6 +35,9 @@ class TableConfig(Strict):
     """A raw table: a path or glob of Parquet or CSV files, and which raw column is which."""
 
     path: str
+    package: Annotated[str, Field(pattern=r"^([A-Za-z0-9._-]+==[^=,<>~! ]+)?$")] = Field(
+        "", description="installed package, name==version, that holds the table; path is then relative to the folder it is installed into"
+    )
     format: Literal["parquet", "csv"] = "parquet"
     options: dict[str, str] = Field({}, description="options of the Spark reader")
     columns: dict[str, str] = Field({}, description="our column name -> raw column name or Spark SQL expression")
@@ -168,6 +171,16 @@ class DatasetConfig(Strict):
                 raise ValueError(f"{what}: each name once expected, found {', '.join(twice)} more than once")
         return self
 
+    @model_validator(mode="after")
+    def _no_offer_names_its_event(self) -> DatasetConfig:
+        source = self.source
+        if self.offers and isinstance(source, TablesSource) and source.request == "event" and source.offers is None:
+            raise ValueError(
+                "offers of an impression log with request: event: the only item on offer in a request would be the one to find, so its "
+                "offer columns would name it to retrieval; leave offers out, give source.offers, or let a request be what was shown together"
+            )
+        return self
+
     @property
     def lookback_days(self) -> int:
         """Days before an example day that its features reach."""
@@ -186,6 +199,7 @@ class DatasetConfig(Strict):
         for part in (held["source"], *held["source"].values()):
             if isinstance(part, dict):
                 part.pop("path", None)
+                part.pop("package", None)
         if not raw:
             del held["item_name"]
             return digest_of(held)
