@@ -177,7 +177,7 @@ class DatasetConfig(Strict):
         if self.offers and isinstance(source, TablesSource) and source.request == "event" and source.offers is None:
             raise ValueError(
                 "offers of an impression log with request: event: the only item on offer in a request would be the one to find, so its "
-                "offer columns would name it to retrieval; leave offers out, give source.offers, or let a request be what was shown together"
+                "offer columns would name it to retrieval; leave offers out, give source.offers, or let a request be all that was shown"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""Raw tables that lie inside an installed Python package: found by the package's own record, checked by version, never imported or copied."""
+"""Raw tables inside an installed Python package: found by the package's own record, held to one version, never imported or copied."""
 
 from __future__ import annotations
 
