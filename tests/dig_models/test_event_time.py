@@ -36,11 +36,11 @@ def store_of(path: Path, spec: FeatureSpec, items: ItemTable, events: Events) ->
         for shard in range(SHARDS):
             mine = rows[:, 0] % SHARDS == shard
             writer.put_u2i(key, shard, rows[mine, 0], rows[mine, 1], rows[mine, 2], count[mine].astype(float))
-    days = np.arange(FIRST, LAST + 1)
+    days = np.arange(FIRST - 1, LAST + 1)  # a request of the first day asks for the end of the day before
     writer.put_pop(days, items.hash_N[1:], {w: np.zeros((len(days), len(items) - 1), np.float32) for w in spec.windows})
     none = np.zeros(0, dtype=np.int64)
     writer.put_offers(none, none, {o.name: none.astype(np.int16) for o in spec.offers})
-    writer.close(spec, pop_first_day=FIRST, shards=SHARDS)
+    writer.close(spec, pop_first_day=FIRST - 1, shards=SHARDS)
     return CrossStore.open(path, spec, items)
 
 

@@ -1,0 +1,45 @@
+"""Beams against an exhaustive search on a small trained model."""
+
+from __future__ import annotations
+
+import evaluation_world as ew
+import numpy as np
+import pytest
+
+from benchmarks import beam
+from benchmarks.judged import Judged
+from dig_models.evaluate.lists import Contender, Search, recommend_all
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
+    world = ew.build(tmp_path_factory.mktemp("beam"), "retrieve.rerank=20")
+    ew.train(world)
+    return Judged.open(world.config, ew.DAY, 25)
+
+
+def test_a_beam_that_drops_nothing_loses_nothing(judged: Judged) -> None:
+    found = beam.measure(judged, [1, 3, 36], free_requests=5)
+    whole = found["exhaustive"]
+    assert whole["path_winner_lost"]["mean"] == 0.0
+    assert whole["top10_kept"]["mean"] == 1.0
+    lost = [row["path_winner_lost"]["mean"] for row in (*found["beams"], whole)]
+    assert lost == sorted(lost, reverse=True)
+    assert lost[0] > 0.0  # one prefix a level is a greedy search
+    assert found["beams"][-1]["all"] == pytest.approx(whole["all"], nan_ok=True)  # 6 codes: 36 prefixes of two levels are all there are
+    for row in found["beams"]:
+        assert len(row["valid_beams"]) == 3
+        assert 0.0 < row["valid_beams"][-1] <= row["valid_beams"][0] <= 1.0
+    assert beam.plot(found).axes
+
+
+def test_recall_is_that_of_the_evaluation(judged: Judged) -> None:
+    shape = judged.bundle.model.config
+    search = Search(beam=10, rerank=20, u2t=shape.u2t_inference, path_score=shape.path_score)
+    contender = Contender(name="dig", retriever=judged.retriever, search=search)
+    lists, _ = recommend_all([contender], judged.requests, judged.index_Q, k=10)
+    for variant in ("all", "new"):
+        for rerank, name in ((20, "dig"), (0, "dig_path")):
+            mine = beam.padded(beam.found_by(judged, 10, rerank=rerank, variant=variant))
+            for figure, value_Q in judged.values(variant, mine).items():
+                np.testing.assert_allclose(value_Q, judged.values(variant, lists[variant][name])[figure])
