@@ -4,9 +4,10 @@
 
 A random negative is an item that the user mostly never met: its crosses are zero, a positive's often are not. A model with one feature,
 "all user-to-item crosses are zero", then tells them apart; its AUC is that of the feature. That is honest where the model sees ``c_uv``
-itself, because serving knows it too. On the retrieval path it is honest as far as the exact mean of the prefix says it, which is what serving
-knows; a teacher by which the same feature does better gives the label away in training (``docs/reference/model.md``). Rows are batches as
-training draws them, of the validation days; nothing is trained. Writes ``benchmarks/results/negatives.json`` and ``negatives.png``.
+itself, because serving knows it too. On the retrieval path it is honest as far as the exact mean of the prefix says it, which is what
+serving knows; a teacher by which the same feature does better gives the label away in training (``docs/reference/model.md``). Rows are
+batches as training draws them, of the validation days; nothing is trained. Writes ``benchmarks/results/negatives.json`` and
+``negatives.png``.
 
 Shape suffixes: ``R`` rows, ``L`` levels, ``C`` model crosses, ``N`` catalogue rows, ``P`` prefixes of a level.
 """
