@@ -48,7 +48,8 @@ class Fields(nn.Module):
         """Embeddings of item rows of any shape, ``(…) -> (…, D)``; an item that occurs often is embedded once."""
         item_M, at_X = torch.unique(item_X, return_inverse=True)
         e_MD = self.item_out(self.item_fields(self.item_index_NJ[item_M], self.item_number_NQ[item_M]))
-        return e_MD.index_select(0, at_X.flatten()).view(*item_X.shape, -1)
+        out: Tensor = e_MD.index_select(0, at_X.flatten()).view(*item_X.shape, -1)
+        return out
 
     def users(self, user_BF: Tensor) -> Tensor:
         """User and context fields, ``(B, F) -> (B, X)``."""
@@ -155,5 +156,5 @@ class SasRec(nn.Module):
         # A hidden slot may look at itself alone: a row without any key would be no number.
         itself_HH = torch.eye(length + 1, dtype=torch.bool, device=first_B.device)
         blocked_BHH = (causal_HH | hidden_BH.unsqueeze(1)) & ~itself_HH
-        out: Tensor = self.encoder(whole, mask=blocked_BHH.repeat_interleave(HEADS, 0))
-        return self.norm(out)
+        out: Tensor = self.norm(self.encoder(whole, mask=blocked_BHH.repeat_interleave(HEADS, 0)))
+        return out

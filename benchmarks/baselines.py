@@ -205,7 +205,7 @@ def run_one(world: World, method: str, seed: int) -> tuple[Arrays, dict[str, Any
     row = {"method": method, "seed": seed, "key": key, "seconds": round(time.perf_counter() - began, 1)}
     folder.mkdir(parents=True, exist_ok=True)
     with arrays_file.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
     write_json(row_file, row)  # last: without it the arrays do not count
     return arrays, row
 

@@ -40,19 +40,30 @@ from jobs.lake import Lake
 from jobs.runs import write_json
 
 TEACHERS = ("batch_mean", "leave_one_out", "catalogue_sample")
+ANY = "any"
+"""Stands for all u2i keys together."""
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
-def u2i_columns(spec: FeatureSpec) -> slice:
-    """Columns of the model crosses that say what the user did before; after them come popularity and offers."""
-    return slice(0, len(spec.u2i_keys) * (len(spec.windows) + 1))
+def u2i_columns(spec: FeatureSpec, key: str) -> slice:
+    """Columns of the model crosses of a u2i key, or of all (``ANY``); after them come popularity and offers."""
+    step = len(spec.windows) + 1
+    if key == ANY:
+        return slice(0, len(spec.u2i_keys) * step)
+    at = spec.u2i_keys.index(key)
+    return slice(at * step, (at + 1) * step)
 
 
-def told_apart(cross_RC: Floats, label_R: NDArray[np.floating[Any]], spec: FeatureSpec) -> float:
-    """AUC of the one feature "some user-to-item cross is not zero"; NaN if one label is missing."""
-    some_R = (cross_RC[:, u2i_columns(spec)] != 0).any(axis=1)
-    return ranking.auc(some_R.astype(np.float64), label_R)
+def met(cross_RC: Floats, spec: FeatureSpec, key: str) -> NDArray[np.bool_]:
+    """Whether some cross of a key is not zero, ``(R,)``: the one feature."""
+    found: NDArray[np.bool_] = (cross_RC[:, u2i_columns(spec, key)] != 0).any(axis=1)
+    return found
+
+
+def told_apart(cross_RC: Floats, label_R: NDArray[np.floating[Any]], spec: FeatureSpec, key: str = ANY) -> float:
+    """AUC of the one feature ``met``; NaN if one label is missing."""
+    return ranking.auc(met(cross_RC, spec, key).astype(np.float64), label_R)
 
 
 def prefix_means(cross_NC: Floats, prefix_N: Ints) -> Floats:
@@ -126,44 +137,55 @@ def measure(config: Config, bundle: Bundle, requests: RequestTable, store: Cross
         source.append(batch.source_R.numpy())
     label_R, source_R = np.concatenate(label), np.concatenate(source)
     whole = {name: np.concatenate(parts) for name, parts in seen.items()}
-    own_RC, open_R = whole.pop("own"), source_R != SOURCE_EXPOSED
-    return {
+    own_RC, open_R, random_R = whole.pop("own"), source_R != SOURCE_EXPOSED, source_R == SOURCE_RANDOM
+    found: dict[str, Any] = {
         "requests": len(order),
-        "rows": {"open_positives": int(label_R[open_R].sum()), "random_negatives": int((source_R == SOURCE_RANDOM).sum())},
-        "never_met": {
-            "random_negatives": _zero_share(own_RC[source_R == SOURCE_RANDOM], spec),
-            "open_positives": _zero_share(own_RC[open_R & (label_R > 0)], spec),
+        "own_crosses": {
+            name: [_own(of_RLC[open_R, level], own_RC[open_R]) for level in range(of_RLC.shape[1])] for name, of_RLC in whole.items()
         },
-        "ranking_path": {"open": told_apart(own_RC[open_R], label_R[open_R], spec), "exposed": _exposed(own_RC, label_R, open_R, spec)},
-        "retrieval_path": {
-            name: [told_apart(of_RLC[open_R, level], label_R[open_R], spec) for level in range(of_RLC.shape[1])]
-            for name, of_RLC in whole.items()
-        },
+        "rows": {"open_positives": int(label_R[open_R].sum()), "random_negatives": int(random_R.sum())},
+        "keys": {},
     }
+    for key in (*spec.u2i_keys, ANY):
+        never_R = ~met(own_RC, spec, key)
+        found["keys"][key] = {
+            "never_met": {
+                "open_positives": float(never_R[open_R & (label_R > 0)].mean()),
+                "random_negatives": float(never_R[random_R].mean()),
+            },
+            "ranking_path": {
+                "open": told_apart(own_RC[open_R], label_R[open_R], spec, key),
+                "exposed": told_apart(own_RC[~open_R], label_R[~open_R], spec, key),
+            },
+            "retrieval_path": {
+                name: [told_apart(of_RLC[open_R, level], label_R[open_R], spec, key) for level in range(of_RLC.shape[1])]
+                for name, of_RLC in whole.items()
+            },
+        }
+    return found
 
 
-def _exposed(own_RC: Floats, label_R: Floats, open_R: NDArray[np.bool_], spec: FeatureSpec) -> float:
-    return told_apart(own_RC[~open_R], label_R[~open_R], spec)
-
-
-def _zero_share(cross_RC: Floats, spec: FeatureSpec) -> float:
-    return float((cross_RC[:, u2i_columns(spec)] == 0).all(axis=1).mean()) if len(cross_RC) else float("nan")
+def _own(u2t_RC: Floats, own_RC: Floats) -> float:
+    """Share of rows whose ``u2t_l`` is nothing but their own crosses: the retrieval path is then shown what only ranking may see."""
+    return float(np.isclose(u2t_RC, own_RC, rtol=1e-5, atol=1e-6).all(axis=1).mean())
 
 
 def plot(found: dict[str, Any]) -> Figure:
-    """AUC of the one feature by level and teacher; the line is what serving knows."""
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    axes = figure.subplots()
-    paths, colors = found["retrieval_path"], {"batch_mean": "#c2571a", "leave_one_out": "#b08900", "catalogue_sample": "#0b6e99"}
-    level = np.arange(1, len(paths["exact"]) + 1)
-    for name, color in colors.items():
-        axes.plot(level, paths[name], "o-", color=color, label=f"teacher {name}")
-    axes.plot(level, paths["exact"], "s--", color="#24292f", label="exact mean, known at serving")
-    axes.axhline(found["ranking_path"]["open"], color="#6a737d", linewidth=1, linestyle=":", label="own crosses (ranking path)")
-    axes.set(xlabel="level", ylabel='AUC of "crosses are not all zero"', xticks=level, title="Random negatives told apart by zeros")
-    axes.grid(axis="y", color="#d9dee3")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    """AUC of the one feature by level and teacher, for the item itself and for any key; the dashed line is what serving knows."""
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    colors = {"batch_mean": "#c2571a", "leave_one_out": "#b08900", "catalogue_sample": "#0b6e99"}
+    for axes, key in zip(figure.subplots(1, 2, sharey=True), ("item", ANY), strict=True):
+        paths, own = found["keys"][key]["retrieval_path"], found["keys"][key]["ranking_path"]["open"]
+        level = np.arange(1, len(paths["exact"]) + 1)
+        for name, color in colors.items():
+            axes.plot(level, paths[name], "o-", color=color, label=f"teacher {name}")
+        axes.plot(level, paths["exact"], "s--", color="#24292f", label="exact mean, known at serving")
+        axes.axhline(own, color="#6a737d", linewidth=1, linestyle=":", label="own crosses (ranking path)")
+        axes.set(xlabel="level", xticks=level, title=f"Random negatives told apart by zeros: {key} key")
+        axes.grid(axis="y", color="#d9dee3")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set(ylabel='AUC of "crosses are not all zero"')
+    figure.axes[0].legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -190,9 +212,12 @@ def main() -> None:
     args.results.mkdir(parents=True, exist_ok=True)
     write_json(args.results / "negatives.json", found)
     plot(found).savefig(args.results / "negatives.png", dpi=150)
-    print(f"own crosses: open {found['ranking_path']['open']:.3f}, exposed {found['ranking_path']['exposed']:.3f}")
-    for name, values in found["retrieval_path"].items():
-        print(f"{name:18}" + " ".join(f"{value:.3f}" for value in values))
+    for name, shares in found["own_crosses"].items():
+        print(f"{name:18} is the row's own crosses in " + " ".join(f"{share:.3f}" for share in shares))
+    for key, of in found["keys"].items():
+        print(f"{key}: own crosses {of['ranking_path']['open']:.3f}, exposed rows {of['ranking_path']['exposed']:.3f}")
+        for name, values in of["retrieval_path"].items():
+            print(f"  {name:18}" + " ".join(f"{value:.3f}" for value in values))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import evaluation_world as ew
 import leak_world as lw
@@ -58,7 +59,7 @@ def test_a_signal_that_lies_in_the_future_alone_changes_no_figure(tmp_path: Path
     # The same signal where it may be seen is all that one needs: had it leaked, it would have been seen.
     early, plain = figures["a second before"], figures["none"]
     assert early["ranking"]["auc"] > plain["ranking"]["auc"] + 0.1
-    assert early["ranking"]["recall_path"]["exact"]["auc"] > plain["ranking"]["recall_path"]["exact"]["auc"] + 0.05
+    assert early["ranking"]["recall_path"]["exact"]["auc"] > plain["ranking"]["recall_path"]["exact"]["auc"] + 0.03
     assert early["retrieval"]["all"]["own_frequency"]["recall@10"] > plain["retrieval"]["all"]["own_frequency"]["recall@10"] + 0.05
 
 
@@ -78,19 +79,28 @@ def within_users(score_R: np.ndarray, requests: RequestTable) -> tuple[float, tu
     return float(np.average(auc_U, weights=weight_U)), bootstrap.interval(samples, CONFIDENCE)
 
 
+@pytest.fixture(scope="module")
+def nothing_to_know(tmp_path_factory: pytest.TempPathFactory) -> ew.World:
+    """Many users, because they share the items: what a network makes of few purchases by chance must average out over users."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ew, "USERS", 200)
+        return lw.build(tmp_path_factory.mktemp("nothing"), lw.shuffled_within_user(0))
+
+
 @pytest.mark.parametrize("teacher", ["catalogue_sample", "batch_mean", "leave_one_out"])
 def test_labels_shuffled_within_users_leave_nothing_to_know_on_either_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str
+    nothing_to_know: ew.World, monkeypatch: pytest.MonkeyPatch, teacher: str
 ) -> None:
+    world = nothing_to_know
     monkeypatch.setattr(ew, "SMALL", ew.SMALL | {"u2t_teacher": teacher})
-    world = lw.build(tmp_path / "home", lw.shuffled_within_user(0))
     ew.train(world, steps=60)
     bundle, requests = bundle_of(world), judged(world)
+    assert bundle.model.config.u2t_teacher == teacher
     honest = scored(world, bundle, requests)
     for path in PATHS:
         auc, (low, high) = within_users(getattr(honest, path), requests)
         assert low <= 0.5 <= high, f"{teacher}, {path}: {auc:.3f} in [{low:.3f}, {high:.3f}]"
-        assert high - low < 0.2, "the interval is too wide to see anything"
+        assert high - low < 0.12, "the interval is too wide to see anything"
 
 
 def test_a_request_that_sees_its_own_second_is_found_out_on_both_paths(tmp_path: Path) -> None:
@@ -110,21 +120,22 @@ def test_a_request_that_sees_its_own_second_is_found_out_on_both_paths(tmp_path:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    world = ew.build(tmp_path_factory.mktemp("negatives"))
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the item's own zeros say, in batches so small that most buckets hold one row, as they do in a real catalogue."""
+    world = ew.build(tmp_path_factory.mktemp("negatives"), "train.requests_per_batch=1", "train.random_negatives=10")
     ew.train(world)
     return negatives.measure(world.config, bundle_of(world), judged(world), world.store, most=60)
 
 
-def test_zero_crosses_tell_random_negatives_apart_no_better_by_the_default_teacher_than_by_what_serving_knows(told) -> None:
-    paths = told["retrieval_path"]
-    assert 0.5 < told["ranking_path"]["open"] < 1.0
-    for level, exact in enumerate(paths["exact"]):
-        assert paths["catalogue_sample"][level] <= exact + 0.05 or paths["catalogue_sample"][level] <= told["ranking_path"]["open"]
-        assert paths["catalogue_sample"][level] <= told["ranking_path"]["open"] + 0.01
-    assert told["rows"]["random_negatives"] > 1000
+def test_the_default_teacher_tells_random_negatives_apart_as_well_as_serving_will_and_no_better(told: dict[str, Any]) -> None:
+    item = told["keys"]["item"]
+    assert item["never_met"]["random_negatives"] > 0.5 > item["never_met"]["open_positives"]
+    assert item["ranking_path"]["open"] > 0.75  # serving knows these zeros too
+    for level, exact in enumerate(item["retrieval_path"]["exact"]):
+        assert item["retrieval_path"]["catalogue_sample"][level] == pytest.approx(exact, abs=0.05)
+        assert told["own_crosses"]["catalogue_sample"][level] == pytest.approx(told["own_crosses"]["exact"][level], abs=0.05)
+    assert told["rows"]["random_negatives"] >= 600
 
 
-def test_a_teacher_that_averages_the_batch_gives_more_away_than_serving_knows(told) -> None:
-    paths = told["retrieval_path"]
-    assert paths["batch_mean"][-1] > paths["exact"][-1]
+def test_a_teacher_that_averages_the_batch_shows_rows_their_own_crosses_more_often_than_serving_will(told: dict[str, Any]) -> None:
+    assert told["own_crosses"]["batch_mean"][-1] > told["own_crosses"]["exact"][-1] + 0.1
