@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from jobs.config import Config, load
 from jobs.dates import days_between
 from jobs.entry import Invocation
 from jobs.lake import Lake
+from jobs.sources import open_source
 from tests.jobs import ratings_package as rp
 
 pytestmark = pytest.mark.slow
@@ -147,3 +149,20 @@ def test_other_events_at_and_after_a_second_leave_every_example_up_to_it_as_it_w
     at_cut = {r["request_id"]: r for r in built.rows() if r["ts"] >= CUT}
     assert later
     assert at_cut != {r["request_id"]: r for r in other.rows() if r["ts"] >= CUT}
+
+
+def installed() -> bool:
+    return util.find_spec("recbole") is not None and metadata.version("recbole") == "1.2.1"
+
+
+@pytest.mark.skipif(not installed(), reason="pip install --no-deps recbole==1.2.1 for the test on the real files")
+def test_the_real_log_is_read_whole(spark: SparkSession) -> None:
+    dataset = load("conf/movielens.yaml", environ={}).dataset
+    source, days = open_source(dataset), days_between(dataset.first_date, dataset.last_date)
+    source.check(spark, days)
+    frames = {table: source.frame(table, spark, days) for table in ("interactions", "requests", "offers")}
+    assert {table: frame.count() for table, frame in frames.items()} == {"interactions": 55_375, "requests": 49_439, "offers": 100_000}
+    assert frames["requests"].select("user_id").distinct().count() == 943
+    assert frames["requests"].where("ts is null or weekday is null or hour is null").count() == 0
+    assert source.items(spark, days[-1:]).where("title is not null and size(genres) > 0 and genre <> ''").count() == 1_682
+    assert source.users(spark, days[-1:]).where("age is not null and gender in ('F', 'M') and occupation <> ''").count() == 943
