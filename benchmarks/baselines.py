@@ -40,7 +40,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from benchmarks.baseline_fit import Days, SasRecRetriever, TowerRetriever, logistic, ranker
-from benchmarks.judged import Judged
+from benchmarks.judged import Judged, finite
 from benchmarks.quality import RESULTS, Data, Judge, judged_date, trained, trees
 from dig_models.bundle import Bundle
 from dig_models.evaluate import bootstrap
@@ -334,7 +334,7 @@ def main() -> None:
     world = World(config=config, day=day, judged=judged, epochs=args.epochs, settings=settings)
     found = compare(world, args.methods, seeds, lambda text: print(text, flush=True))
     args.results.mkdir(parents=True, exist_ok=True)
-    write_json(args.results / "baselines.json", found)
+    write_json(args.results / "baselines.json", finite(found))
     replace_text(args.results / "baselines.md", table(found, args.methods[0]))
     plot(found).savefig(args.results / "baselines.png", dpi=150)
     print(table(found, args.methods[0]))

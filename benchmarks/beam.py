@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from benchmarks.judged import Judged
+from benchmarks.judged import Judged, finite
 from benchmarks.quality import RESULTS, judged_date
 from dig_models.evaluate.lists import VARIANTS, Variant
 from dig_models.evaluate.retrieval import NONE
@@ -202,7 +202,7 @@ def main() -> None:
     judged = Judged.open(config, judged_date(config, args.date, acceptance=args.acceptance), args.requests)
     found = measure(judged, sorted(set(args.beams)))
     args.results.mkdir(parents=True, exist_ok=True)
-    write_json(args.results / "beam.json", found)
+    write_json(args.results / "beam.json", finite(found))
     plot(found).savefig(args.results / "beam.png", dpi=150)
 
 

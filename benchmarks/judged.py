@@ -32,6 +32,15 @@ Floats = NDArray[np.float64]
 Lists = Mapping[Variant, Mapping[str, Ints]]
 
 
+def finite(value: Any) -> Any:
+    """The same figures with null for what could not be measured, as JSON needs it."""
+    if isinstance(value, dict):
+        return {name: finite(of) for name, of in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(of) for of in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
 def chosen(requests: RequestTable, request_ids: list[str], most: int) -> Ints:
     """Requests with a relevant item, at most ``most``, those with the smallest hashes of their ids; ascending, as in ``jobs.evaluate``."""
     request_R, at_R = requests.rows_of(np.arange(len(requests), dtype=np.int64))

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from benchmarks.judged import finite
 from benchmarks.quality import RESULTS, judged_date
 from dig_models import u2t
 from dig_models.batch import Batch
@@ -210,7 +211,7 @@ def main() -> None:
     found = measure(config, bundle, requests, store, most=args.requests)
     found = {"date": day.isoformat(), "dataset": config.dataset.name, "days": [d.isoformat() for d in days], **found}
     args.results.mkdir(parents=True, exist_ok=True)
-    write_json(args.results / "negatives.json", found)
+    write_json(args.results / "negatives.json", finite(found))
     plot(found).savefig(args.results / "negatives.png", dpi=150)
     for name, shares in found["own_crosses"].items():
         print(f"{name:18} is the row's own crosses in " + " ".join(f"{share:.3f}" for share in shares))

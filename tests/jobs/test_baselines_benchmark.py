@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -139,3 +141,17 @@ def test_requests_without_a_purchase_teach_retrievers_nothing(days: Days) -> Non
     for b in useful[:5]:
         assert days.fit.label_R[days.fit.row_start[b] : days.fit.row_start[b + 1]].any()
     assert 0 < len(useful) <= len(days.fit)
+
+
+def test_the_program_writes_figures_table_and_plot(world: ew.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = load_bundle(Path(world.config.paths.at("checkpoints")) / ew.DAY.isoformat() / "bundle")
+    monkeypatch.setattr(bl, "trained", lambda *asked: bundle)
+    sets = [f"paths.home={world.config.paths.home}", "evaluate.bootstrap=20", *(f"model.{k}={v}" for k, v in ew.SMALL.items())]
+    given = [part for one in sets for part in ("--set", one)]
+    chosen = ["--seeds", "1", "--methods", "own", "popularity", "base"]
+    monkeypatch.setattr(sys, "argv", ["baselines", "--date", ew.DAY.isoformat(), "--results", str(tmp_path), *chosen, *given])
+    bl.main()
+    found = json.loads((tmp_path / "baselines.json").read_text())
+    assert found["own_minus"].keys() == {"popularity", "base"}
+    assert "| base | 1 |" in (tmp_path / "baselines.md").read_text()
+    assert (tmp_path / "baselines.png").stat().st_size > 10_000

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
+
 import evaluation_world as ew
 import numpy as np
 import pytest
 
-from benchmarks import beam
+from benchmarks import beam, negatives
 from benchmarks.judged import Judged
 from dig_models.evaluate.lists import Contender, Search, recommend_all
 
@@ -46,3 +50,19 @@ def test_recall_is_that_of_the_evaluation(judged: Judged) -> None:
             mine = beam.padded(beam.found_by(judged, 10, rerank=rerank, variant=variant))
             for figure, value_Q in judged.values(variant, mine).items():
                 np.testing.assert_allclose(value_Q, judged.values(variant, lists[variant][name])[figure])
+
+
+@pytest.mark.parametrize(("program", "options"), [(beam, ["--beams", "2", "--requests", "6"]), (negatives, ["--requests", "10"])])
+def test_the_programs_write_figures_and_plot(
+    judged: Judged, program: object, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = [f"model.{k}={v}" for k, v in ew.SMALL.items()]
+    # The world has examples of the evaluation days and the week before them.
+    sets = [f"paths.home={judged.config.paths.home}", "evaluate.bootstrap=20", "retrieve.rerank=20", *small]
+    given = [part for one in sets for part in ("--set", one)]
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--date", ew.DAY.isoformat(), "--results", str(tmp_path), *options, *given])
+    program.main()  # type: ignore[attr-defined]
+    name = program.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
+    found = json.loads((tmp_path / f"{name}.json").read_text())
+    assert found["date"] == ew.DAY.isoformat()
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import negatives
+from benchmarks.judged import finite
 from dig_models.features import FeatureSpec, FieldSpec
 
 SPEC = FeatureSpec(
@@ -43,3 +44,7 @@ def test_the_plot_shows_every_teacher() -> None:
     of = {"retrieval_path": levels, "ranking_path": {"open": 0.8}}
     figure = negatives.plot({"keys": {"item": of, negatives.ANY: of}})
     assert [len(axes.lines) for axes in figure.axes] == [len(levels) + 1] * 2
+
+
+def test_what_could_not_be_measured_is_null() -> None:
+    assert finite({"a": float("nan"), "b": (1.0, math.inf), "c": {"d": [2, "x"]}}) == {"a": None, "b": [1.0, None], "c": {"d": [2, "x"]}}
