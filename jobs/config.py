@@ -173,6 +173,10 @@ class IndexConfig(Strict):
 
     keep: Positive = 5
     fresh_days: Positive = Field(14, description="days that a new item stays in the index before it must have events of its own")
+    resolve_collisions: bool = Field(
+        False,
+        description="an item whose SID another one has gets the nearest last code that is free under its prefix; published SIDs stay",
+    )
     mirrors: tuple[Annotated[str, AfterValidator(_place_of_mirror)], ...] = Field(
         (), description="URLs of stores that hold a copy for hosts that do not mount the index, as s3://bucket/index"
     )

@@ -112,7 +112,7 @@ def publish(config: Config, day: date, request: Request) -> Refreshed:
             config.dataset.spec().require(now.spec, f"index generation {now.id}")
             fresh, since = find_fresh(config, day, now.date)
             emit("fresh", 1, STEPS)
-            generation = refresh(root, fresh, config.dataset.spec())
+            generation = refresh(root, fresh, config.dataset.spec(), resolve_collisions=config.index.resolve_collisions)
         emit("fresh", 2, STEPS, generation=generation)
         made = g.read_manifest(root, generation)
         base = g.read_manifest(root, made.base or generation)
