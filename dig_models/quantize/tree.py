@@ -64,7 +64,7 @@ def balanced_tree(e_ND: Floats, levels: int, codes: int, seed: int) -> CodebookS
     sid = np.stack(sid_NL, axis=1)
     code = np.stack(code_LKD)
     counts = np.stack([np.bincount(t, minlength=codes) for t in sid_NL])
-    nearest = _nearest(e_ND.astype(np.float32), code)
+    nearest = nearest_codes(e_ND.astype(np.float32), code)
     return CodebookStart(code, sid, counts, _collisions(sid), _collisions(nearest))
 
 
@@ -82,7 +82,7 @@ def codebooks_of(e_ND: Floats, sid_NL: Ints, codes: int, seed: int) -> CodebookS
     Raises:
         ValueError: no item has a SID, or a code lies outside the codebook.
     """
-    has_N = (sid_NL >= 0).all(axis=1)
+    has_N: NDArray[np.bool_] = np.asarray(sid_NL.min(axis=1) >= 0)
     if not has_N.any():
         raise ValueError(f"none of {len(sid_NL)} items has a SID: expected the item ids of this data set")
     if sid_NL.max() >= codes:
@@ -96,7 +96,7 @@ def codebooks_of(e_ND: Floats, sid_NL: Ints, codes: int, seed: int) -> CodebookS
         code_LKD.append(center_KD)
         count_LK.append(np.bincount(token_M, minlength=codes))
     code = np.stack(code_LKD)
-    nearest = _nearest(e_ND.astype(np.float32), code)
+    nearest = nearest_codes(e_ND.astype(np.float32), code)
     sid = np.where(has_N[:, None], sid_NL, nearest)
     return CodebookStart(code, sid, np.stack(count_LK), _collisions(sid), _collisions(nearest))
 
@@ -105,7 +105,8 @@ def _collisions(sid_NL: Ints) -> float:
     return 1.0 - len(np.unique(sid_NL, axis=0)) / len(sid_NL)
 
 
-def _nearest(e_ND: Floats, code_LKD: Floats) -> Ints:
+def nearest_codes(e_ND: Floats, code_LKD: Floats) -> Ints:
+    """Nearest residual codes, ``(N, D) -> (N, L)``; the lower number wins a tie."""
     residual, tokens = e_ND, []
     for code_KD in code_LKD:
         token_N = _distances(residual, code_KD).argmin(1)

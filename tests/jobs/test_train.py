@@ -15,7 +15,7 @@ from dig_models.bundle import Bundle, load_bundle
 from dig_models.config import LAUNCH
 from dig_models.features import bucket_of, hash_id
 from dig_models.items import ItemTable
-from dig_models.quantize.known import KnownSids
+from dig_models.quantize.known import KnownSids, read_sids, write_sids
 from dig_models.train.warm import between, rename_codes, unaligned
 from jobs import runs
 from jobs.config import Config
@@ -337,3 +337,47 @@ def test_progress_names_step_speed_and_time_left(config: Config, tmp_path: Path,
     assert {e["stage"] for e in events} == {"train"}
     assert events[-1]["done"] == events[-1]["total"] == runs.read(config, tw.DAY, "train")["steps"]
     assert all({"examples_per_s", "eta_s"} <= e.keys() for e in events)
+
+
+def sids_file(config: Config, path: Path, *, ids: int = tw.ew.ITEMS) -> Path:
+    rng = np.random.default_rng(3)
+    write_sids(path, [f"item-{i}" for i in range(ids)], rng.integers(0, config.model.codes, (ids, config.model.levels)))
+    return path
+
+
+def test_sids_made_beforehand_belong_to_the_lineage_by_content_not_by_place(config: Config, tmp_path: Path) -> None:
+    def lineage(path: Path) -> str:
+        sets = ("model.assignment=given", f"train.given_sids={path}")
+        return train_inputs(tw.settings(Path(config.paths.home), *sets), tw.DAY).lineage(ranks=1, ancestor="")
+
+    first = sids_file(config, tmp_path / "one.parquet")
+    moved = Path(shutil.copy(first, tmp_path / "two.parquet"))
+    assert lineage(first) == lineage(moved) != lineage(sids_file(config, tmp_path / "one.parquet", ids=20))
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (("model.assignment=given",), "train.given_sids must name a Parquet file .* found nothing"),
+        (("model.assignment=given", "train.given_sids=/no/such.parquet"), "found /no/such.parquet"),
+        (("train.given_sids=/no/such.parquet",), "used with model.assignment=given alone, found online_rq"),
+    ],
+)
+def test_a_setting_without_its_other_half_is_refused(config: Config, sets: tuple[str, ...], message: str) -> None:
+    with pytest.raises(JobError, match=message):
+        train_inputs(tw.settings(Path(config.paths.home), *sets), tw.DAY)
+
+
+@pytest.mark.slow
+def test_a_training_from_sids_made_beforehand_publishes_them_and_starts_from_no_older_model(config: Config, tmp_path: Path) -> None:
+    assert trained(config) == 0
+    promoted(config, tw.DAY)
+    path = sids_file(config, tmp_path / "sids.parquet", ids=tw.ew.ITEMS - 3)
+    assert trained(config, "model.assignment=given", f"train.given_sids={path}") == 0
+    report, bundle = runs.read(config, tw.DAY, "train"), bundle_of(config, tw.DAY)
+    given = read_sids(path, levels=config.model.levels, codes=config.model.codes)
+    assert report["ancestor"] is None and report["alignment"] is None and report["examples"] > 0
+    assert np.array_equal(bundle.sids.find(given.hash_X), given.code_XL)
+    assert len(bundle.sids) == tw.ew.ITEMS, "items that the file does not know get nearest codes"
+    write_sids(path, ["stranger"], np.zeros((1, config.model.levels), dtype=np.int64))
+    assert trained(config, "model.assignment=given", f"train.given_sids={path}") == 2
