@@ -49,9 +49,8 @@ def run_all(runs: Sequence[Run], rows: Sequence[Row], write: Any) -> dict[str, l
         record = run.done()
         records[run.row.name].append(record)
         done += not there
-        shown = "  ".join(
-            f"{name} {record['figures'][name]:.4f}" for name in ("rank_auc", "path_auc", "recall@10_all") if name in record["figures"]
-        )
+        figures = {name: record["figures"].get(name) for name in ("rank_auc", "path_auc", "recall@10_all")}
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if value is not None)
         left = (time.monotonic() - since) / done * (missing - done) if done else 0.0
         state = "there already" if there else f"{record['wall_seconds']:.0f} s"
         _say(f"run {number}/{len(runs)}  {run.row.name}, seed {run.seed}: {shown}  ({state}; about {left / 60:.0f} min left)")

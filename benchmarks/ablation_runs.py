@@ -34,6 +34,7 @@ from dig_models.index.resolve import publish
 from dig_models.items import ItemTable
 from dig_models.quantize.known import write_sids
 from dig_models.retrieve.rerank import Retriever
+from dig_models.tokenizers.base import Tokenizer
 from dig_models.tokenizers.rkmeans import ResidualKMeans
 from dig_models.tokenizers.rqvae import RqVae
 from dig_models.train.data import RequestTable, request_columns
@@ -46,7 +47,7 @@ from jobs.runs import write_json
 from jobs.train_inputs import CODE, train_inputs
 
 K = 10
-TOKENIZERS = {"rqvae": RqVae.fit, "rkmeans": ResidualKMeans.fit}
+TOKENIZERS: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in (RqVae, ResidualKMeans)}
 JUDGED_BY = ("dig_models.evaluate", "dig_models.retrieve", "dig_models.tokenizers", "dig_models.index.resolve")
 REFERENCES = ("popularity", "own_frequency")
 Floats = NDArray[np.float64]
@@ -161,7 +162,7 @@ class Run:
         spec, shape = self.config.dataset.spec(), self.config.model
         inputs = train_inputs(self.place.config, self.place.day)
         items = ItemTable.from_arrow(inputs.items_shown(), spec)
-        tokenizer = TOKENIZERS[self.row.tokenizer](items, spec, levels=shape.levels, codes=shape.codes, seed=self.seed)
+        tokenizer = TOKENIZERS[self.row.tokenizer].fit(items, spec, levels=shape.levels, codes=shape.codes, seed=self.seed)
         everyone = ItemTable.from_arrow(inputs.items_known(), spec)
         path = self.home / "sids.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ def summary(records: Records, confidence: float) -> dict[str, Any]:
     out: dict[str, Any] = {"rows": {}, "references": {}, "ratios": {}}
     for name, runs in records.items():
         figures = {figure: _figure(runs, figure, confidence) for figure in SHOWN if _has(runs, figure)}
-        row = {"seeds": [run["seed"] for run in runs], "figures": figures, "sid": _sid(runs), "differences": {}}
+        row: dict[str, Any] = {"seeds": [run["seed"] for run in runs], "figures": figures, "sid": _sid(runs), "differences": {}}
         row["seconds"] = float(np.mean([run["train"]["seconds"] + run["train"]["tokenizer_seconds"] for run in runs]))
         for other, among in ((DIG, SHOWN), (BASE, ("rank_auc", "rank_gauc"))):
             if other in records and other != name:
@@ -62,10 +62,11 @@ def summary(records: Records, confidence: float) -> dict[str, Any]:
         for name in records[DIG][0]["references"]:
             runs = [run["references"][name] for run in records[DIG]]
             out["references"][name] = {f: _figure(runs, f, confidence) for f in SHOWN if _has(runs, f)}
-        figures = [f for f in SHOWN if f.removeprefix("path_").startswith("recall")]
-        out["ratios"] = {
-            name: {f: _ratio(records[DIG], records[name], f, confidence) for f in figures} for name in TWO_STAGE if name in records
-        }
+        recalls = [f for f in SHOWN if f.removeprefix("path_").startswith("recall") and _has(records[DIG], f)]
+        for name in TWO_STAGE:
+            if name in records:
+                both = [f for f in recalls if _has(records[name], f)]
+                out["ratios"][name] = {f: _ratio(records[DIG], records[name], f, confidence) for f in both}
     return out
 
 

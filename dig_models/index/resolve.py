@@ -116,7 +116,7 @@ def _preferences(sid_RL: Codes, embedding_RD: Floats, code_LKD: Floats) -> Ints:
     for level in range(len(code_LKD) - 1):
         residual_RD -= code_LKD[level][sid_RL[:, level]]
     distance_RK = np.square(code_LKD[-1]).sum(1)[None, :] - 2.0 * (residual_RD @ code_LKD[-1].T)
-    return distance_RK.argsort(axis=1, kind="stable")
+    return np.asarray(distance_RK.argsort(axis=1, kind="stable"), dtype=np.int64)
 
 
 def publish(

@@ -123,7 +123,7 @@ def _train(network: _Network, x_MX: Tensor, seed: int) -> list[float]:
     order, losses = torch.Generator().manual_seed(seed), []
     for _ in range(settings.epochs):
         each = []
-        for rows in torch.randperm(len(x_MX), generator=order).split(settings.batch):
+        for rows in torch.split(torch.randperm(len(x_MX), generator=order), settings.batch):
             loss, z_MD, code_ML = network(x_MX[rows])
             optimizer.zero_grad()
             loss.backward()
