@@ -49,7 +49,6 @@ from jobs.train_inputs import CODE, train_inputs
 K = 10
 TOKENIZERS: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in (RqVae, ResidualKMeans)}
 JUDGED_BY = ("dig_models.evaluate", "dig_models.retrieve", "dig_models.tokenizers", "dig_models.index.resolve")
-REFERENCES = ("popularity", "own_frequency")
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 

@@ -59,7 +59,7 @@ def summary(records: Records, confidence: float) -> dict[str, Any]:
                 row["differences"][other] = {f: _difference(runs, records[other], f, confidence) for f in both}
         out["rows"][name] = row
     if DIG in records:
-        for name in records[DIG][0]["references"]:
+        for name in REFERENCE_LABELS:
             runs = [run["references"][name] for run in records[DIG]]
             out["references"][name] = {f: _figure(runs, f, confidence) for f in SHOWN if _has(runs, f)}
         recalls = [f for f in SHOWN if f.removeprefix("path_").startswith("recall") and _has(records[DIG], f)]
@@ -121,7 +121,7 @@ def text(found: dict[str, Any], rows: Sequence[Row]) -> str:
             cells = [_cell(of["figures"].get(figure)) for figure in SHOWN]
             parts.append(_line(width, row.label, [*cells, *_sid_cells(of["sid"]), f"{of['seconds']:.0f}"]))
     for name, figures in found["references"].items():
-        parts.append(_line(width, REFERENCE_LABELS.get(name, name), [_cell(figures.get(figure)) for figure in SHOWN]))
+        parts.append(_line(width, REFERENCE_LABELS[name], [_cell(figures.get(figure)) for figure in SHOWN]))
     labels = {row.name: row.label for row in rows}
     for other in (BASE, DIG):
         if other in found["rows"]:
