@@ -65,6 +65,7 @@ FURTHER = (
     ),
     Row(name="batch_mean", label="u2t teacher: batch mean, as published", sets={"model.u2t_teacher": "batch_mean"}),
     Row(name="leave_one_out", label="u2t teacher: leave one out", sets={"model.u2t_teacher": "leave_one_out"}),
+    Row(name="item_popularity", label="popularity as a static item field", sets={"dataset.item_popularity": "[30]"}),
     Row(name="hard_negatives", label="10 hard negatives a request", sets={"train.hard_negatives": "10"}),
     Row(name="token_buckets", label="buckets by level token", sets={"model.bucket_key": "token"}),
     Row(name="pool_query", label="target-free history in retrieval", sets={"model.retrieval_query": "pool"}),

@@ -104,7 +104,7 @@ class Run:
             "settings": config.digest("model", "window", "retrieve", "evaluate"),
             "train": config.train.model_dump(mode="json", exclude={*LAUNCH, "given_sids"}),
             "processes": config.train.ranks * config.train.hosts,
-            "dataset": config.dataset.rows_digest(),
+            "dataset": [config.dataset.rows_digest(), config.dataset.spec().digest],
             "tokenizer": row.tokenizer,
             "u2t": row.u2t or config.model.u2t_inference,
             "resolve": row.resolve,

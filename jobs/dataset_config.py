@@ -76,6 +76,12 @@ class SourceField(FieldSpec):
 
     from_column: str = Field("", alias="column")
 
+    @model_validator(mode="after")
+    def _declared(self) -> SourceField:
+        if self.kind == "popularity":
+            raise ValueError(f"field {self.name}: popularity is not a declared field, name its windows in item_popularity")
+        return self
+
     @property
     def source_column(self) -> str:
         """Column of the lake's items, users or requests table."""
@@ -139,6 +145,9 @@ class DatasetConfig(Strict):
     sample_seed: int = 2017
     catalogue: CatalogueConfig = CatalogueConfig()
     item_fields: tuple[SourceField, ...]
+    item_popularity: tuple[Positive, ...] = Field(
+        (), description="windows whose popularity the item encoder reads as a static number, from days closed before training began"
+    )
     item_name: tuple[str, ...] = ()
     user_fields: tuple[SourceField, ...]
     context_fields: tuple[SourceField, ...] = ()
@@ -159,8 +168,11 @@ class DatasetConfig(Strict):
 
     @model_validator(mode="after")
     def _names_once(self) -> DatasetConfig:
+        if unknown := [w for w in self.item_popularity if w not in self.u2i.windows]:
+            raise ValueError(f"item_popularity: windows among u2i.windows {list(self.u2i.windows)} expected, found {unknown[0]}")
         lists: dict[str, list[str] | list[int]] = {
-            "item_fields": [f.name for f in self.item_fields],
+            "item_popularity": list(self.item_popularity),
+            "item_fields": [*(f.name for f in self.item_fields), *self.popularity_columns],
             "user_fields and context_fields": [f.name for f in (*self.user_fields, *self.context_fields)],
             "offers": [o.name for o in self.offers],
             "u2i.keys": [k.name for k in self.u2i.keys],
@@ -182,6 +194,11 @@ class DatasetConfig(Strict):
         return self
 
     @property
+    def popularity_columns(self) -> list[str]:
+        """Columns of ``item_features`` that ``item_popularity`` names."""
+        return [f"pop_{window}" for window in self.item_popularity]
+
+    @property
     def lookback_days(self) -> int:
         """Days before an example day that its features reach."""
         return max(*self.u2i.windows, self.history.days, self.catalogue.window_days) + 1
@@ -189,13 +206,14 @@ class DatasetConfig(Strict):
     def rows_digest(self, *, raw: bool = False) -> str:
         """SHA-256 (hex) of the settings that decide rows, for markers and lineage.
 
-        Left out is what decides none: the dates after the first, and what rows follow by the digests of their inputs (where raw
-        files lie, names shown). So a later ``last_date`` or ``default_date`` leaves every partition up to date.
+        Left out is what decides none: the dates after the first, what the encoder reads of ``item_features``, and what rows follow by
+        the digests of their inputs (where raw files lie, names shown). So a later ``last_date`` or ``default_date`` leaves every
+        partition up to date.
 
         Args:
             raw: of the tables that ingest writes alone; sampling of negatives, windows, buckets and catalogue do not touch them.
         """
-        held = self.model_dump(mode="json", exclude={"last_date", "default_date", "acceptance_from"})
+        held = self.model_dump(mode="json", exclude={"last_date", "default_date", "acceptance_from", "item_popularity"})
         for part in (held["source"], *held["source"].values()):
             if isinstance(part, dict):
                 part.pop("path", None)
@@ -212,7 +230,10 @@ class DatasetConfig(Strict):
     def spec(self) -> FeatureSpec:
         """The feature spec that follows from this data set."""
         return FeatureSpec(
-            item_fields=tuple(f.spec() for f in self.item_fields),
+            item_fields=(
+                *(f.spec() for f in self.item_fields),
+                *(FieldSpec(name=column, kind="popularity") for column in self.popularity_columns),
+            ),
             user_fields=tuple(f.spec() for f in self.user_fields),
             context_fields=tuple(f.spec() for f in self.context_fields),
             u2i_keys=tuple(k.name for k in self.u2i.keys),

@@ -61,6 +61,7 @@ class TrainInputs:
         facts: dict[str, Any] = {
             "date": self.day.isoformat(),
             "settings": [self.config.digest("model", "window"), train, self.config.dataset.rows_digest()],
+            "spec": self.config.dataset.spec().digest,
             "inputs": self.inputs,
             "code": code_digest(*CODE),
             "ranks": ranks,
@@ -96,7 +97,22 @@ class TrainInputs:
         table = table.sort_by([("item_hash", "ascending"), ("ds", "descending")])
         hash_M = table.column("item_hash").to_numpy()
         newest_M = np.concatenate([[True], hash_M[1:] != hash_M[:-1]]) if len(hash_M) else np.zeros(0, bool)
-        return table.filter(pa.array(newest_M))
+        return self._as_of_the_start(table.filter(pa.array(newest_M)))
+
+    def _as_of_the_start(self, table: pa.Table) -> pa.Table:
+        """The same rows with the popularity that the encoder reads as of the end of the day before the first example.
+
+        A newer row counts events that the examples before it are to predict. An item that was in no catalogue then has 0.
+        """
+        names = self.config.dataset.popularity_columns
+        if not names:
+            return table
+        before = self.lake.read_arrow("item_features", _catalogue_days(self.window)[:1], columns=["item_hash", *names])
+        at = pc.index_in(table.column("item_hash"), value_set=before.column("item_hash").combine_chunks())
+        for name in names:
+            was = pc.fill_null(pc.take(before.column(name), at).cast(pa.float64()), 0.0)
+            table = table.set_column(table.column_names.index(name), name, was)
+        return table
 
 
 def train_inputs(config: Config, day: date) -> TrainInputs:

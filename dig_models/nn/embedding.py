@@ -29,7 +29,7 @@ class FieldEmbedding(nn.Module):
         self.dim = dim
         self.single = [f for f in fields if f.kind == "categorical"]
         self.bags = [f for f in fields if f.kind in ("multi", "text")]
-        self.numbers = [f for f in fields if f.kind == "numeric"]
+        self.numbers = [f for f in fields if f.is_number]
         bucketed = [*self.single, *self.bags]
         starts = np.cumsum([0, *(f.buckets for f in bucketed)])
         self.offset = {f.name: int(at) for f, at in zip(bucketed, starts, strict=False)}

@@ -78,7 +78,7 @@ def one_hot(items: ItemTable, spec: FeatureSpec) -> sparse.csr_array:
 
 
 def _columns(items: ItemTable, field: FieldSpec) -> sparse.csr_array:
-    if field.kind == "numeric":
+    if field.is_number:
         value_N = items.numbers[field.name].astype(np.float64)
         return sparse.csr_array((np.sign(value_N) * np.log1p(np.abs(value_N)))[:, None])
     bucket_NW = items.fields[field.name].reshape(len(items), -1)

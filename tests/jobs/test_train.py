@@ -381,3 +381,41 @@ def test_a_training_from_sids_made_beforehand_publishes_them_and_starts_from_no_
     assert len(bundle.sids) == tw.ew.ITEMS, "items that the file does not know get nearest codes"
     write_sids(path, ["stranger"], np.zeros((1, config.model.levels), dtype=np.int64))
     assert trained(config, "model.assignment=given", f"train.given_sids={path}") == 2
+
+
+def with_popularity(config: Config) -> None:
+    """Popularity that says of which day it is; the last item is in no catalogue before the window, in its place is another."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for back in range(11):
+        for file in day_files(config, "item_features", back):
+            table = pq.read_table(file, partitioning=None)
+            for window in config.dataset.u2i.windows:
+                table = table.append_column(f"pop_{window}", pa.array([float(window * 100 - back)] * len(table)))
+            if back == 10:
+                for name, other in (("item_id", "stranger"), ("item_hash", hash_id("stranger"))):
+                    values = [*table.column(name).to_pylist()[:-1], other]
+                    table = table.set_column(table.column_names.index(name), name, [values])
+            pq.write_table(table, file)
+
+
+def test_popularity_that_the_encoder_reads_is_of_the_day_before_the_first_example(config: Config) -> None:
+    with_popularity(config)
+    found = train_inputs(tw.settings(Path(config.paths.home), "dataset.item_popularity=[30]"), tw.DAY)
+    for table in (found.items_shown(), found.items_known()):
+        assert sorted(set(table.column("pop_30").to_pylist())) == [0.0, 3000.0 - 10], "an item without a catalogue then has 0"
+        assert table.column("pop_30").to_pylist().count(0.0) == 1
+        assert set(table.column("pop_7").to_pylist()) != {700.0 - 10}, "what the encoder does not read is as it was"
+    assert found.lineage(ranks=1, ancestor="") != train_inputs(config, tw.DAY).lineage(ranks=1, ancestor="")
+
+
+@pytest.mark.slow
+def test_a_model_that_reads_popularity_trains_on_the_same_lake(config: Config) -> None:
+    with_popularity(config)
+    assert trained(config, "dataset.item_popularity=[30]") == 0
+    bundle = bundle_of(config, tw.DAY)
+    assert [f.name for f in bundle.spec.item_fields if f.is_number] == ["pop_30"]
+    assert set(bundle.items.numbers["pop_30"][1:].tolist()) == {3000.0 - 2}, (
+        "the catalogue that the bundle serves has the last closed day's"
+    )
