@@ -3,7 +3,7 @@
 An item that loses its SID takes the nearest code of the last level that no item of its prefix ``s_1 .. s_{L-1}`` has. No other level moves:
 an item stays under its prefix; a prefix with more items than codes keeps the collisions that are left. The order decides nothing but
 ties and is the same every time: items published before come first and keep what was published as long as the model gives them the
-same prefix, then items that the model knows, then the others, each by row.
+same prefix, then items that the model knows, then the others, each by row. What an item had that left the catalogue is kept for it.
 
 Memory is some 8-byte numbers an item; embeddings are read for items that lose their SID alone, a chunk at a time.
 
@@ -53,7 +53,7 @@ def resolve(
         embedding_ND: item embeddings.
         code_LKD: code vectors.
         rank_N: who keeps a SID, see ``STAYS``; rows settle what ranks leave open.
-        taken_XL: SIDs that none but items of rank ``STAYS`` may have.
+        taken_XL: SIDs that no item of rank ``KNOWN`` or ``ARRIVED`` may have.
 
     Raises:
         ValueError: so many levels that a SID does not fit 63 bits.
@@ -68,7 +68,7 @@ def resolve(
     first = np.concatenate([[True], number_M[order][1:] != number_M[order][:-1]]) if len(order) else np.zeros(0, dtype=np.bool_)
     keeps_M = np.zeros(len(number_M), dtype=np.bool_)
     keeps_M[order[first]] = True
-    keeps_M &= ~np.isin(number_M, taken_X)
+    keeps_M &= ~np.isin(number_M, taken_X) | (rank_M <= PUBLISHED)
     keeps_M |= rank_M == STAYS
     loser = np.flatnonzero(~keeps_M)
     loser = loser[np.argsort(rank_M[loser], kind="stable")]
@@ -130,13 +130,19 @@ def publish(
         code_LKD: code vectors.
         hash_N: item hashes.
         known_N: items that the model knew before this catalogue.
-        before: what was published last; SIDs of another length are not looked at.
+        before: what was published last, and what is kept for items that left; SIDs of another length are not looked at.
     """
-    rank_N = np.where(known_N, KNOWN, ARRIVED)
-    if before is not None and before.levels == sid_NL.shape[1] and len(before):
-        was_NL = before.find(hash_N)
-        same_N = (was_NL[:, -1] >= 0) & (was_NL[:, -1] < code_LKD.shape[1]) & (was_NL[:, :-1] == sid_NL[:, :-1]).all(axis=1)
+    rank_N, taken_XL = np.where(known_N, KNOWN, ARRIVED), None
+    if before is not None and before.levels == sid_NL.shape[1] and len(before) and before.code_XL.max() < code_LKD.shape[1]:
+        was_NL, same_N = kept(hash_N, sid_NL, before)
         same_N[0] = False
         sid_NL[same_N, -1] = was_NL[same_N, -1]
         rank_N = np.where(same_N, PUBLISHED, rank_N)
-    return resolve(sid_NL, embedding_ND, code_LKD, rank_N=rank_N)
+        taken_XL = before.without(hash_N).code_XL
+    return resolve(sid_NL, embedding_ND, code_LKD, rank_N=rank_N, taken_XL=taken_XL)
+
+
+def kept(hash_N: Ints, sid_NL: Codes, before: KnownSids) -> tuple[Ints, NDArray[np.bool_]]:
+    """SIDs published before ``(N, L)``, and where they hold, ``(N,)``: where the model gives the item the same prefix."""
+    was_NL = before.find(hash_N)
+    return was_NL, np.asarray((was_NL[:, -1] >= 0) & (was_NL[:, :-1] == sid_NL[:, :-1]).all(axis=1))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from dig_models.bundle import Bundle, load_network, save_network
+from dig_models.bundle import Bundle, BundleError, load_network, read_reserved, save_network
 from dig_models.cross_files import read_meta
 from dig_models.evaluate.sid_quality import churn, measure
 from dig_models.faults import reached
@@ -33,6 +33,7 @@ from dig_models.index.diff import Sids, change_groups, counts, total
 from dig_models.index.encode import chunks, resolve_codes, write_codes, write_nodes
 from dig_models.index.maps import ROW_GROUP, Codes, forward_rows, posting_rows, write_groups
 from dig_models.index.reader import codebook_digest
+from dig_models.index.resolve import kept
 from dig_models.index.state import save_state
 from dig_models.items import ItemTable
 from dig_models.quantize.known import KnownSids
@@ -161,7 +162,7 @@ def write_content(staging: Path, release: Release, before: KnownSids | None = No
         release: what is to be published.
         before: SIDs that are published now, which items keep where collisions are resolved.
     """
-    save_network(staging / g.MODEL, release.bundle.model, release.bundle.info, reserve(release))
+    save_network(staging / g.MODEL, release.bundle.model, release.bundle.info, reserve(release, before))
     reached("index.model_written")
     model, _ = load_network(staging / g.MODEL)  # what serves is what was written
     write_items(staging / g.ITEMS, release, before)
@@ -185,11 +186,20 @@ def write_content(staging: Path, release: Release, before: KnownSids | None = No
     )
 
 
-def reserve(release: Release) -> KnownSids:
-    """SIDs that the model holds for items outside the catalogue of the day: one that comes back takes its own."""
+def reserve(release: Release, before: KnownSids | None = None) -> KnownSids:
+    """SIDs that the model holds for items outside the catalogue of the day: one that comes back takes its own.
+
+    Args:
+        release: what is to be published.
+        before: as for ``write_content``; an item that was published under another last code keeps that one.
+    """
     if not release.bundle.model.fixed:
         return KnownSids.none(release.bundle.model.config.levels)
-    return release.bundle.sids.without(release.items.hash_N[1:])
+    own = release.bundle.sids.without(release.items.hash_N[1:])
+    if before is None or before.levels != own.levels:
+        return own
+    was_XL, same_X = kept(own.hash_X, own.code_XL, before)
+    return KnownSids(own.hash_X, np.where(same_X[:, None], was_XL, own.code_XL))
 
 
 def draft(
@@ -389,16 +399,17 @@ def _whole(root: Path, generation: str) -> bool:
 
 
 def _published(root: Path) -> KnownSids | None:
-    """SIDs of the current generation, mapped; None if there is none, or none that can be read."""
+    """SIDs of the current generation and those it keeps for items that left; None if there is none, or none that can be read."""
     now = g.current(root)
     if now is None:
         return None
     try:
         sids = Sids.read(g.generation_dir(root, now), now)
-    except (g.IndexMissing, g.IndexCorrupt) as error:
+        reserved = read_reserved(g.generation_dir(root, now) / g.MODEL)
+    except (g.IndexMissing, g.IndexCorrupt, BundleError) as error:
         log.warning("collisions are resolved without the SIDs published before: %s", error)
         return None
-    return KnownSids(sids.hash_M, sids.code_ML)
+    return KnownSids(sids.hash_M, sids.code_ML).over(reserved)
 
 
 def _previous(root: Path, generation: str) -> tuple[str | None, Sids | None]:

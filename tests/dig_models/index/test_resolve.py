@@ -125,6 +125,7 @@ def crowded(release: Release) -> Release:
                 value[row] = value[row - row % 3]
     same = replace(items, fields=fields, numbers={name: np.zeros_like(value) for name, value in items.numbers.items()})
     bundle = synthetic.make_bundle(release.bundle.spec, same, codes=16)
+    bundle.model.settled = True  # as every bundle that was loaded
     return replace(release, bundle=bundle, items=same, resolve_collisions=True)
 
 
@@ -166,6 +167,8 @@ def test_the_next_day_keeps_what_was_published_though_the_item_that_had_the_sid_
     second = sids(tmp_path)
     assert second.keys() < first.keys()
     assert second == {item: first[item] for item in second}
+    publish(tmp_path, replace(crowd, day=crowd.day + timedelta(days=2)))
+    assert sids(tmp_path) == first, "whoever comes back has what was kept for him"
 
 
 def test_a_refresh_lets_new_items_step_aside_and_nothing_else_move(
