@@ -12,12 +12,15 @@ Writes ``benchmarks/results/ablation.json``, ``.txt`` and ``.png`` (``--quick``:
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.ablation_rows import ROWS, Row, chosen
 from benchmarks.ablation_runs import Place, Run, runs_of
@@ -134,7 +137,11 @@ def main() -> None:
         nonlocal table
         table = report(place, rows, records, args.results, name)
 
-    run_all(runs, rows, write)
+    torch.set_num_threads(config.train.ranks * config.train.threads_per_rank)  # trainings are processes of their own
+    try:
+        run_all(runs, rows, write)
+    except subprocess.CalledProcessError as error:
+        parser.exit(2, f"a training ended with status {error.returncode}; its train.log under {home / 'models'} says why\n")
     print(table, end="")
 
 

@@ -29,7 +29,7 @@ from dig_models.nn.embedding import FieldEmbedding, renamed
 from dig_models.nn.mixer import Mixer
 from dig_models.nn.mlp import SkipMlp, U2tHead
 from dig_models.nn.norm import CorpusNorm, DomainNorm, all_reduce, commit_moments
-from dig_models.quantize.gumbel import GumbelExploration
+from dig_models.quantize.gumbel import SIGMA_WEIGHT, GumbelExploration
 from dig_models.quantize.known import KnownSids
 from dig_models.quantize.residual import ResidualQuantizer, collision_rate, usage
 from dig_models.quantize.tree import balanced_tree, codebooks_of
@@ -428,7 +428,7 @@ class Dig(nn.Module):
         total = rank + w.recall * recall + w.commit * commit + w.recon * recon + w.u2t * distil
         shown = {"rank": rank, "recall": recall, "commit": commit, "recon": recon, "u2t": distil}
         if self.exploration is not None:
-            total = total + self.exploration.loss(recall)
+            total = total + SIGMA_WEIGHT * self.exploration.loss(recall)
             shown["noise"] = total.new_tensor(self.exploration.scale)
         by_level = {f"recall_{level}": loss for level, loss in enumerate(each, start=1)}
         return {"total": total, **{name: value.detach() for name, value in (shown | by_level).items()}}

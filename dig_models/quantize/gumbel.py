@@ -23,6 +23,8 @@ from dig_models.config import ModelConfig
 from dig_models.quantize.residual import ResidualQuantizer
 
 SIGMA_GAIN = 10.0
+SIGMA_WEIGHT = 0.01
+"""Of ``L_sigma`` in the total: only ``sigma`` sees it, and Adam steps alike for a small gradient, which spares the clipped norm."""
 FREQUENCY_DECAY = 0.99
 _SMALLEST = 1e-20
 

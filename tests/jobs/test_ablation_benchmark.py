@@ -200,3 +200,13 @@ def test_the_whole_thing_from_nothing_and_again(tmp_path: Path) -> None:
     assert set(found["rows"]) == {"base", "dig", "rqvae", "mlp_u2t"} and found["ratios"]["rqvae"]
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert again.stdout == first.stdout and again.stderr.count("there already") == 4
+
+
+@pytest.mark.slow
+def test_a_training_that_fails_ends_the_run_with_the_place_of_its_log(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.ablation", "--date", str(tw.DAY), "--seeds", "1", "--results", str(tmp_path / "results")]
+    ended = subprocess.run([*command, "--set", f"paths.home={tmp_path}"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2 and "its train.log under" in ended.stderr and "Traceback" not in ended.stderr
+    (log,) = tmp_path.rglob("train.log")
+    assert "table examples" in log.read_text()
+    assert not list(tmp_path.rglob("runs/*.json")) and not (tmp_path / "results").exists()
