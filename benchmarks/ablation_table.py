@@ -36,6 +36,11 @@ SHOWN = {
     "path_ndcg@10_new": "N new path",
 }
 PLOTTED = ("rank_auc", "path_auc", "recall@10_all", "path_recall@10_all", "recall@10_new")
+LEGEND = (
+    "R@10, N@10: recall and NDCG over all items, re-ranked; path: in the order of the path score; new: items new to the user.\n"
+    "path AUC: the retrieval path at the full SID, on the impressions of rank AUC. shared: items that do not have their SID alone.\n"
+    "codes used: of the level that uses fewest."
+)
 REFERENCE_LABELS = {"popularity": "popularity", "own_frequency": "own most frequent"}
 
 
@@ -114,7 +119,7 @@ def _sid(runs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 def text(found: dict[str, Any], rows: Sequence[Row]) -> str:
     """The table for people: figures, then differences with their intervals; a star where the interval excludes 0."""
     width = max(len(row.label) for row in rows) + 2
-    parts = ["Means over seeds", _header(width, [*SHOWN.values(), "collisions", "shared", "codes used", "train s"])]
+    parts = [LEGEND, "", "Means over seeds", _header(width, [*SHOWN.values(), "collisions", "shared", "codes used", "train s"])]
     for row in rows:
         of = found["rows"].get(row.name)
         if of is not None:
@@ -122,6 +127,11 @@ def text(found: dict[str, Any], rows: Sequence[Row]) -> str:
             parts.append(_line(width, row.label, [*cells, *_sid_cells(of["sid"]), f"{of['seconds']:.0f}"]))
     for name, figures in found["references"].items():
         parts.append(_line(width, REFERENCE_LABELS[name], [_cell(figures.get(figure)) for figure in SHOWN]))
+    parts += ["", "With intervals over users, and the standard deviation over seeds"]
+    for row in rows:
+        if row.name in found["rows"]:
+            figures = found["rows"][row.name]["figures"]
+            parts.append(f"{row.label:{width}}" + "  ".join(_with_interval(f, figures[f]) for f in PLOTTED if f in figures))
     labels = {row.name: row.label for row in rows}
     for other in (BASE, DIG):
         if other in found["rows"]:
@@ -131,6 +141,11 @@ def text(found: dict[str, Any], rows: Sequence[Row]) -> str:
         shown = [f"{SHOWN[f]} {_number(r['mean'], '.2f')}x {_between(r['ci'], '.2f')}" for f, r in figures.items()]
         parts += ["", f"DIG over {labels[name]}: " + ", ".join(shown)]
     return "\n".join(parts) + "\n"
+
+
+def _with_interval(figure: str, of: dict[str, Any]) -> str:
+    spread = "" if of["spread"] is None else f" sd {of['spread']:.4f}"
+    return f"{SHOWN[figure]} {of['mean']:.4f} {_between(of['ci'], '.4f')}{spread}"
 
 
 def _differences(found: dict[str, Any], rows: Sequence[Row], other: str, width: int) -> list[str]:

@@ -113,7 +113,7 @@ def test_the_table_averages_over_seeds_and_pairs_by_user(judged: dict[str, dict]
     assert gap["path_auc"]["ci"] == pytest.approx(np.quantile(paired, [0.025, 0.975]).tolist())
     rows = [ROWS["dig"], ROWS["mlp_u2t"]]
     table = ablation_table.text(found, rows)
-    assert "own most frequent" in table and table.count("MLP_u2t at inference") == 2
+    assert "own most frequent" in table and table.count("MLP_u2t at inference") == 3
     assert len(ablation_table.plot(found, rows, "title").axes) == len(ablation_table.PLOTTED)
 
 
