@@ -10,7 +10,6 @@ Shape suffixes: ``S`` bootstrap replicates, ``U`` users, ``Q`` requests, ``N`` c
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.ablation_rows import Row
-from benchmarks.judging import changes_of, trained
+from benchmarks.judging import Floats, Ints, Judged, changes_of, trained
 from dig_models.bundle import Bundle
 from dig_models.config import LAUNCH
-from dig_models.crosses import CrossStore
-from dig_models.evaluate import bootstrap, ranking, retrieval, sid_quality
+from dig_models.evaluate import bootstrap, ranking, sid_quality
 from dig_models.evaluate.lists import VARIANTS, Contender, Lists, Search, recommend_all
 from dig_models.evaluate.scoring import Rows, exposed_rows, rank_rows, score_rows
 from dig_models.index.resolve import publish
@@ -37,20 +34,19 @@ from dig_models.retrieve.rerank import Retriever
 from dig_models.tokenizers.base import Tokenizer
 from dig_models.tokenizers.rkmeans import ResidualKMeans
 from dig_models.tokenizers.rqvae import RqVae
-from dig_models.train.data import RequestTable, request_columns
 from jobs.config import Config, load
 from jobs.dataset_config import digest_of
-from jobs.dates import days_between
-from jobs.evaluate import Draws, chosen_requests, relevant_items
-from jobs.lake import Lake, code_digest
+from jobs.evaluate import Draws, finite
+from jobs.lake import code_digest
 from jobs.runs import write_json
 from jobs.train_inputs import CODE, train_inputs
 
 K = 10
 TOKENIZERS: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in (RqVae, ResidualKMeans)}
-JUDGED_BY = ("dig_models.evaluate", "dig_models.retrieve", "dig_models.tokenizers", "dig_models.index.resolve")
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+JUDGED_BY = (
+    "benchmarks.ablation_runs", "benchmarks.judging", "dig_models.evaluate", "dig_models.index.resolve", "dig_models.retrieve",
+    "dig_models.tokenizers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +145,7 @@ class Run:
             "wall_seconds": time.perf_counter() - since,
         }
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        cleaned: dict[str, Any] = _clean(record)
+        cleaned: dict[str, Any] = finite(record)
         write_json(self.file, cleaned)
         return cleaned
 
@@ -181,27 +177,21 @@ def judge(config: Config, day: date, bundle: Bundle, row: Row) -> dict[str, Any]
     Returns:
         ``figures`` and ``samples`` by name, ``references`` (the baselines' the same way), ``sid``, and ``rows, requests, users``.
     """
-    window = config.run_window(day)
-    lake, spec = Lake(config.paths.at("lake")), bundle.spec
-    columns = [*request_columns(spec), "request_id"]
-    table = lake.read_arrow("examples", days_between(window.eval_first, window.eval_last), columns=columns)
-    requests = RequestTable.from_arrow(table, spec, bundle.items)
-    draws, rows = Draws.over(config, requests.user_B), exposed_rows(requests)
+    judged = Judged.open(config, day, config.evaluate.max_requests, bundle)
+    requests, draws, rows = judged.requests, judged.draws, exposed_rows(judged.requests)
     out: dict[str, Any] = {"rows": len(rows.label_R), "users": len(draws.users), "requests": 0, "references": {}, "sid": None}
     if bundle.model.config.loss.recall == 0:
         figures = _ranked("rank", rank_rows(bundle.model, requests, bundle.items), rows, draws)
         return out | _split(figures)
-    store = CrossStore.open(lake.folder("cross_arrays", day), spec, bundle.items)
     code_NL = _codes(bundle, resolve=row.resolve)
-    retriever = Retriever.of(bundle.model, spec, bundle.items, store, codes_NL=code_NL)
+    retriever = Retriever.of(bundle.model, bundle.spec, bundle.items, judged.store, codes_NL=code_NL)
     u2t = row.u2t or bundle.model.config.u2t_inference
     scores = score_rows(retriever, requests, none=u2t == "none")
     path_R = {"exact": scores.exact_R, "mlp": scores.mlp_R, "none": scores.none_R}[u2t]
     figures = _ranked("rank", scores.rank_R, rows, draws) | _ranked("path", path_R, rows, draws)
     search = Search(beam=config.retrieve.beam, rerank=config.retrieve.rerank, u2t=u2t, path_score=bundle.model.config.path_score)
-    chosen = chosen_requests(requests, table.column("request_id").to_pylist(), config.evaluate.max_requests)
-    lists, bought = recommend_all([Contender(name="dig", retriever=retriever, search=search)], requests, chosen, k=K)
-    found = _retrieved(lists, bought, requests, chosen, draws)
+    lists, _ = recommend_all([Contender(name="dig", retriever=retriever, search=search)], requests, judged.index_Q, k=K)
+    found = _retrieved(lists, judged)
     figures |= found.pop("dig") | {f"path_{name}": of for name, of in found.pop("dig_path").items()}
     quality = sid_quality.measure(code_NL[1:], bundle.model.config.codes)
     sid = {
@@ -209,7 +199,7 @@ def judge(config: Config, day: date, bundle: Bundle, row: Row) -> dict[str, Any]
         "shared_rate": 1.0 - quality.unique_rate,
         "codes_used": [level.used / level.codes for level in quality.levels],
     }
-    return out | _split(figures) | {"requests": len(chosen), "references": {n: _split(of) for n, of in found.items()}, "sid": sid}
+    return out | _split(figures) | {"requests": len(judged.index_Q), "references": {n: _split(of) for n, of in found.items()}, "sid": sid}
 
 
 def _codes(bundle: Bundle, *, resolve: bool) -> Ints:
@@ -238,40 +228,19 @@ def _ranked(path: str, score_R: Floats, rows: Rows, draws: Draws) -> Figures:
     }
 
 
-def _retrieved(lists: Lists, bought: list[Ints], requests: RequestTable, chosen: Ints, draws: Draws) -> dict[str, Figures]:
+def _retrieved(lists: Lists, judged: Judged) -> dict[str, Figures]:
     """By method: ``<figure>_<variant>``, as ``recall@10_new``."""
-    user_Q = draws.of(requests.user_B[chosen])
     out: dict[str, Figures] = {}
     for variant in VARIANTS:
-        relevant = relevant_items(requests, chosen, bought if variant == "new" else None)
-        sizes = np.array([len(r) for r in relevant], dtype=np.int64)
-        flat, offsets = np.concatenate([np.zeros(0, np.int64), *relevant]), np.concatenate([[0], np.cumsum(sizes)])
-        for method, ranked_QK in lists[variant].items():
-            hit = retrieval.hits(ranked_QK, flat, offsets)
-            values = {f"recall@{K}": retrieval.recall_at(hit, sizes, K), f"ndcg@{K}": retrieval.ndcg_at(hit, sizes, K)}
-            out.setdefault(method, {}).update(
-                {
-                    f"{name}_{variant}": (
-                        float(np.nanmean(value_Q)) if np.isfinite(value_Q).any() else math.nan,
-                        bootstrap.mean_samples(value_Q, user_Q, draws.draw_SU),
-                    )
-                    for name, value_Q in values.items()
-                }
-            )
+        for method, list_QK in lists[variant].items():
+            values = judged.values(variant, list_QK, K)
+            figures = {f"{name}_{variant}": (judged.mean(value_Q), judged.samples(value_Q)) for name, value_Q in values.items()}
+            out.setdefault(method, {}).update(figures)
     return out
 
 
 def _split(figures: Figures) -> dict[str, Any]:
     return {"figures": {n: value for n, (value, _) in figures.items()}, "samples": {n: of.tolist() for n, (_, of) in figures.items()}}
-
-
-def _clean(value: Any) -> Any:
-    """Plain JSON values; a figure that the data cannot give is null."""
-    if isinstance(value, dict):
-        return {key: _clean(of) for key, of in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_clean(of) for of in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def runs_of(place: Place, rows: Sequence[Row], seeds: Sequence[int]) -> list[Run]:

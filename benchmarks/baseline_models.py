@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dig_models.batch import Batch
-from dig_models.features import FeatureSpec, FieldSpec
+from dig_models.features import FeatureSpec
 from dig_models.items import ItemTable
 from dig_models.nn.attention import HistoryAttention, RowLayout, UserSide
 from dig_models.nn.dcn import CrossNetwork
-from dig_models.nn.embedding import FieldEmbedding
+from dig_models.nn.embedding import FieldEmbedding, renamed
 
 DOMAINS = 2
 HEADS = 2
@@ -35,7 +35,7 @@ class Fields(nn.Module):
 
     def __init__(self, spec: FeatureSpec, items: ItemTable, dim: int) -> None:
         super().__init__()
-        users = [FieldSpec(name=f"{side}_{f.name}", buckets=f.buckets) for side, f in _sides(spec)]
+        users = [*renamed("u", spec.user_fields), *renamed("c", spec.context_fields)]
         self.item_fields, self.user_fields = FieldEmbedding(spec.item_fields, dim), FieldEmbedding(users, dim)
         self.item_out = nn.Linear(self.item_fields.width, dim)
         index_NJ, number_NQ = self.item_fields.pack(items.fields, items.numbers)
@@ -55,10 +55,6 @@ class Fields(nn.Module):
         """User and context fields, ``(B, F) -> (B, X)``."""
         out: Tensor = self.user_fields(user_BF + self.user_offset_F)
         return out
-
-
-def _sides(spec: FeatureSpec) -> list[tuple[str, FieldSpec]]:
-    return [*(("u", f) for f in spec.user_fields), *(("c", f) for f in spec.context_fields)]
 
 
 class Ranker(nn.Module):

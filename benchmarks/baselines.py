@@ -40,22 +40,22 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from benchmarks.baseline_fit import Days, SasRecRetriever, TowerRetriever, logistic, ranker
-from benchmarks.judged import Judged, finite
-from benchmarks.quality import RESULTS, Data, Judge, judged_date, trained, trees
+from benchmarks.judging import RESULTS, Judge, Judged, judged_date
+from benchmarks.quality import Data, trained, trees
 from dig_models.bundle import Bundle
-from dig_models.evaluate import bootstrap
 from dig_models.evaluate.lists import VARIANTS, Contender, Search, baselines, columns, recommend_all
 from dig_models.evaluate.scoring import exposed_rows, rank_rows
 from dig_models.retrieve.rerank import Retriever
 from jobs.config import Config, load
 from jobs.dataset_config import digest_of
+from jobs.evaluate import finite
 from jobs.files import replace_text
 from jobs.lake import code_digest
 from jobs.runs import write_json
 
 Arrays = dict[str, NDArray[Any]]
 Floats = NDArray[np.float64]
-CODE = ("benchmarks.baseline_fit", "benchmarks.baseline_models", "benchmarks.baselines", "benchmarks.judged")
+CODE = ("benchmarks.baseline_fit", "benchmarks.baseline_models", "benchmarks.baselines", "benchmarks.judging")
 K = 10
 UNSEEDED = ("popularity", "own")
 
@@ -243,9 +243,7 @@ def summary(world: World, runs: Mapping[str, Sequence[Arrays]], against: str) ->
 
 
 def _gap(judged: Judged, one_Q: Floats, other_Q: Floats) -> dict[str, Any]:
-    samples = judged.samples(one_Q) - judged.samples(other_Q)
-    interval = bootstrap.interval(samples, judged.config.evaluate.confidence)
-    return {"mean": float(np.nanmean(one_Q) - np.nanmean(other_Q)), "ci": list(interval)}
+    return {"mean": judged.mean(one_Q) - judged.mean(other_Q), "ci": judged.draws.interval(judged.samples(one_Q) - judged.samples(other_Q))}
 
 
 FIGURES = ("auc", "gauc", "all.recall@10", "all.ndcg@10", "new.recall@10", "new.ndcg@10")

@@ -30,8 +30,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from benchmarks.judged import Judged, finite
-from benchmarks.quality import RESULTS, judged_date
+from benchmarks.judging import RESULTS, Judged, judged_date
 from dig_models.evaluate.lists import VARIANTS, Variant
 from dig_models.evaluate.retrieval import NONE
 from dig_models.retrieve.beam import OPEN, Retrieved
@@ -39,6 +38,7 @@ from dig_models.retrieve.options import SearchOptions
 from dig_models.retrieve.rerank import Retriever
 from dig_models.train.data import RequestTable
 from jobs.config import load
+from jobs.evaluate import finite
 from jobs.runs import write_json
 
 Ints = NDArray[np.int64]

@@ -1,4 +1,7 @@
-"""What the comparisons of models share: trainings in homes of their own, the date to judge on, and figures from one set of draws."""
+"""What the comparisons of models share: trainings in homes of their own, the date to judge on, and figures from one set of draws.
+
+Shape suffixes: ``Q`` requests, ``K`` ranks, ``R`` rows, ``U`` users, ``S`` bootstrap replicates.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dig_models.bundle import Bundle, load_bundle
-from dig_models.evaluate import bootstrap, ranking
+from dig_models.crosses import CrossStore
+from dig_models.evaluate import bootstrap, ranking, retrieval
+from dig_models.evaluate.lists import VARIANTS, Variant
 from dig_models.evaluate.scoring import Rows
+from dig_models.retrieve.rerank import Retriever
+from dig_models.train.data import RequestTable, request_columns
 from jobs.config import Config, ConfigError
+from jobs.dates import days_between
+from jobs.evaluate import Draws, chosen_requests, relevant_items
+from jobs.lake import Lake
 
 RESULTS = Path(__file__).parent / "results"
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 def judged_date(config: Config, asked: date | None, *, acceptance: bool) -> date:
@@ -100,3 +113,85 @@ class Judge:
         gaps = [float(np.mean([self.auc(s) for s in scores])) for scores in (one, other)]
         samples = [np.mean([self.samples(s) for s in scores], axis=0) for scores in (one, other)]
         return {"auc": gaps[0] - gaps[1], "auc_ci": bootstrap.interval(samples[0] - samples[1], self.confidence)}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The evaluation days of a model as the daily evaluation has them, for lists and scores that others bring.
+
+    Attributes:
+        requests: every request of the days; ``index_Q`` are those that lists are judged on.
+        bought: item rows that the user of each of them bought before.
+        draws: over the users of all requests, so differences of samples are paired by user.
+    """
+
+    config: Config
+    day: date
+    bundle: Bundle
+    store: CrossStore
+    requests: RequestTable
+    index_Q: Ints
+    bought: list[Ints]
+    draws: Draws
+
+    @classmethod
+    def open(cls, config: Config, day: date, most: int, bundle: Bundle | None = None) -> Judged:
+        """Read what the evaluation of ``day`` reads.
+
+        Args:
+            config: its lake and checkpoints hold a finished training for the day.
+            day: the run date.
+            most: requests to judge lists on.
+            bundle: the model whose catalogue counts; that of the day by default.
+        """
+        window, lake = config.run_window(day), Lake(config.paths.at("lake"))
+        if bundle is None:
+            bundle = load_bundle(Path(config.paths.at("checkpoints")) / day.isoformat() / "bundle", config.dataset.spec())
+        spec = bundle.spec
+        columns = [*request_columns(spec), "request_id"]
+        table = lake.read_arrow("examples", days_between(window.eval_first, window.eval_last), columns=columns)
+        requests = RequestTable.from_arrow(table, spec, bundle.items)
+        store = CrossStore.open(lake.folder("cross_arrays", day), spec, bundle.items)
+        index_Q = chosen_requests(requests, table.column("request_id").to_pylist(), most)
+        bought = [store.bought(int(requests.user_B[b]), int(requests.ts_B[b])) for b in index_Q]
+        return cls(config, day, bundle, store, requests, index_Q, bought, Draws.over(config, requests.user_B))
+
+    @cached_property
+    def retriever(self) -> Retriever:
+        """The model of the run on its catalogue."""
+        bundle = self.bundle
+        return Retriever.of(bundle.model, bundle.spec, bundle.items, self.store, codes_NL=bundle.codes_NL)
+
+    @cached_property
+    def user_Q(self) -> Ints:
+        """Index of each judged request's user into the draws."""
+        return self.draws.of(self.requests.user_B[self.index_Q])
+
+    @cached_property
+    def relevant(self) -> dict[Variant, list[Ints]]:
+        """Relevant item rows of each judged request, by variant."""
+        return {v: relevant_items(self.requests, self.index_Q, self.bought if v == "new" else None) for v in VARIANTS}
+
+    def excluded(self, variant: Variant) -> list[Ints]:
+        """Item rows that no list of a variant may hold."""
+        return self.bought if variant == "new" else [b[:0] for b in self.bought]
+
+    def values(self, variant: Variant, list_QK: Ints, k: int = 10) -> dict[str, Floats]:
+        """``recall@k`` and ``ndcg@k`` of each request, NaN where nothing is relevant; lists are padded with -1."""
+        relevant = self.relevant[variant]
+        size_Q = np.array([len(r) for r in relevant], dtype=np.int64)
+        flat, offset = np.concatenate([np.zeros(0, np.int64), *relevant]), np.concatenate([[0], np.cumsum(size_Q)])
+        hit = retrieval.hits(list_QK, flat, offset)
+        return {f"recall@{k}": retrieval.recall_at(hit, size_Q, k), f"ndcg@{k}": retrieval.ndcg_at(hit, size_Q, k)}
+
+    def mean(self, value_Q: Floats) -> float:
+        """Mean over the requests that have a value; NaN if none has."""
+        return float(np.nanmean(value_Q)) if np.isfinite(value_Q).any() else float("nan")
+
+    def samples(self, value_Q: Floats) -> Floats:
+        """Mean over requests in each bootstrap replicate, ``(S,)``."""
+        return bootstrap.mean_samples(value_Q, self.user_Q, self.draws.draw_SU)
+
+    def figure(self, value_Q: Floats) -> dict[str, Any]:
+        """Mean over requests with its interval."""
+        return {"mean": self.mean(value_Q), "ci": self.draws.interval(self.samples(value_Q))}

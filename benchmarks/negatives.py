@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from benchmarks.judged import finite
-from benchmarks.quality import RESULTS, judged_date
+from benchmarks.judging import RESULTS, judged_date
 from dig_models import u2t
 from dig_models.batch import Batch
 from dig_models.bundle import Bundle, load_bundle
@@ -37,6 +36,7 @@ from dig_models.features import SOURCE_EXPOSED, SOURCE_RANDOM, FeatureSpec
 from dig_models.train.data import RequestTable, collate, pair_lookup, request_columns
 from jobs.config import Config, load
 from jobs.dates import days_between
+from jobs.evaluate import finite
 from jobs.lake import Lake
 from jobs.runs import write_json
 

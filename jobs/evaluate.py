@@ -123,7 +123,7 @@ def evaluate(config: Config, day: date) -> dict[str, Any]:
         "churn": _churn(champion, bundle),
         "difference": _differences(rows, scores, draws),
     }
-    cleaned: dict[str, Any] = _clean(figures)
+    cleaned: dict[str, Any] = finite(figures)
     return cleaned
 
 
@@ -310,12 +310,12 @@ def _sigmoid(logit: Floats) -> Floats:
     return 0.5 * (1 + np.tanh(logit / 2))
 
 
-def _clean(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Plain JSON values; NaN and infinities become null."""
     if isinstance(value, dict):
-        return {key: _clean(of) for key, of in value.items()}
+        return {key: finite(of) for key, of in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [_clean(of) for of in value]
+        return [finite(of) for of in value]
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value

@@ -15,7 +15,7 @@ import torch
 from benchmarks import baselines as bl
 from benchmarks.baseline_fit import Days, SasRecRetriever, TowerRetriever, oldest_first, ranker, with_positives
 from benchmarks.baseline_models import SasRec
-from benchmarks.judged import Judged
+from benchmarks.judging import Judged
 from dig_models.bundle import load_bundle
 from dig_models.config import TrainConfig
 from dig_models.evaluate import ranking

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import beam, negatives
-from benchmarks.judged import Judged
+from benchmarks.judging import Judged
 from dig_models.evaluate.lists import Contender, Search, recommend_all
 
 

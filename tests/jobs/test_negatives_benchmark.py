@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import negatives
-from benchmarks.judged import finite
 from dig_models.features import FeatureSpec, FieldSpec
+from jobs.evaluate import finite
 
 SPEC = FeatureSpec(
     item_fields=(FieldSpec(name="item_id"),), user_fields=(), context_fields=(), u2i_keys=("item", "kind"), windows=(7,), half_life_days=1.0
