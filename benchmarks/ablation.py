@@ -1,10 +1,11 @@
 """What each part of the method is worth: the same training with one thing changed, over several seeds, on the same rows.
 
-    python -m benchmarks.ablation [--date 2017-11-15] [--seeds 2017 7 18] [--rows gumbel_sdud ...] [--quick]
+    python -m benchmarks.ablation [--features] [--date 2017-11-15] [--seeds 2017 7 18] [--rows gumbel_sdud ...] [--quick]
 
 Every row of ``ablation_rows`` is trained under torchrun in a home of its own under ``<paths.home>/benchmarks/ablation`` and judged on the
 evaluation days of the date: ranking, the retrieval path on the same impressions, and lists over the whole catalogue with and without
 re-ranking. A run that is there is not done again (``ablation_runs``), so the script goes on where it was stopped; ``--again`` judges anew.
+``--features`` first builds what the lake lacks, from the raw tables on.
 
 Writes ``benchmarks/results/ablation.json``, ``.txt`` and ``.png`` (``--quick``: ``ablation-quick``), after every seed.
 """
@@ -25,7 +26,7 @@ import torch
 from benchmarks.ablation_rows import ROWS, Row, chosen
 from benchmarks.ablation_runs import Place, Run, runs_of
 from benchmarks.ablation_table import plot, summary, text
-from benchmarks.judging import RESULTS, judged_date
+from benchmarks.judging import RESULTS, asked, build_features
 from jobs.config import ConfigError, load
 from jobs.runs import write_json
 
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help=f"default: {' '.join(map(str, SEEDS))}; --quick: the first")
     parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help=f"some of: {', '.join(ROWS)}; default: the grid")
     parser.add_argument("--quick", action="store_true", help="one seed on two weeks: under ten minutes on two cores")
+    parser.add_argument("--features", action="store_true", help="build first what the lake lacks")
     parser.add_argument("--again", action="store_true", help="judge anew what is there; a training with the same lineage is kept")
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser
@@ -117,11 +119,10 @@ def main() -> None:
     """Parse the options, run, write, and print the table."""
     parser = _parser()
     args = parser.parse_args()
+    whole, day = asked(parser, args)
     sets = (*(QUICK if args.quick else ()), *args.set)
     try:
-        config = load(args.config, sets)
-        day = judged_date(config, args.date, acceptance=args.acceptance)
-        rows = chosen(args.rows)
+        config, rows = load(args.config, sets), chosen(args.rows)
     except (ConfigError, ValueError) as error:
         parser.error(str(error))
     name = "ablation-quick" if args.quick else "ablation"
@@ -137,6 +138,11 @@ def main() -> None:
         nonlocal table
         table = report(place, rows, records, args.results, name)
 
+    if args.features:  # with the whole window in a quick run too: the lake is that of the daily run
+        try:
+            build_features(whole, day, args.config, args.set)
+        except subprocess.CalledProcessError as error:
+            parser.exit(2, f"the features were not built: python -m jobs.backfill ended with status {error.returncode}\n")
     torch.set_num_threads(config.train.ranks * config.train.threads_per_rank)  # trainings are processes of their own
     try:
         run_all(runs, rows, write)

@@ -40,13 +40,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from benchmarks.baseline_fit import Days, SasRecRetriever, TowerRetriever, logistic, ranker
-from benchmarks.judging import RESULTS, Judge, Judged, judged_date
+from benchmarks.judging import RESULTS, Judge, Judged, asked
 from benchmarks.quality import Data, trained, trees
 from dig_models.bundle import Bundle
 from dig_models.evaluate.lists import VARIANTS, Contender, Search, baselines, columns, recommend_all
 from dig_models.evaluate.scoring import exposed_rows, rank_rows
 from dig_models.retrieve.rerank import Retriever
-from jobs.config import Config, load
+from jobs.config import Config
 from jobs.dataset_config import digest_of
 from jobs.evaluate import finite
 from jobs.files import replace_text
@@ -324,8 +324,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="of the networks; the validation days choose among them")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    config = load(args.config, args.set)
-    day, seeds = judged_date(config, args.date, acceptance=args.acceptance), args.seeds or [config.train.seed]
+    config, day = asked(parser, args)
+    seeds = args.seeds or [config.train.seed]
     settings = (args.config, tuple(args.set))
     bundle = trained(config, day, "dig", seeds[0], *settings)
     judged = Judged.open(config, day, config.evaluate.max_requests, bundle)

@@ -30,14 +30,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from benchmarks.judging import RESULTS, Judged, judged_date
+from benchmarks.judging import RESULTS, Judged, asked
 from dig_models.evaluate.lists import VARIANTS, Variant
 from dig_models.evaluate.retrieval import NONE
 from dig_models.retrieve.beam import OPEN, Retrieved
 from dig_models.retrieve.options import SearchOptions
 from dig_models.retrieve.rerank import Retriever
 from dig_models.train.data import RequestTable
-from jobs.config import load
 from jobs.evaluate import finite
 from jobs.runs import write_json
 
@@ -198,8 +197,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    config = load(args.config, args.set)
-    judged = Judged.open(config, judged_date(config, args.date, acceptance=args.acceptance), args.requests)
+    judged = Judged.open(*asked(parser, args), args.requests)
     found = measure(judged, sorted(set(args.beams)))
     args.results.mkdir(parents=True, exist_ok=True)
     write_json(args.results / "beam.json", finite(found))

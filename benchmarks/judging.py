@@ -5,6 +5,7 @@ Shape suffixes: ``Q`` requests, ``K`` ranks, ``R`` rows, ``U`` users, ``S`` boot
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from dig_models.evaluate.lists import VARIANTS, Variant
 from dig_models.evaluate.scoring import Rows
 from dig_models.retrieve.rerank import Retriever
 from dig_models.train.data import RequestTable, request_columns
-from jobs.config import Config, ConfigError
+from jobs.config import Config, ConfigError, load
 from jobs.dates import days_between
 from jobs.evaluate import Draws, chosen_requests, relevant_items
 from jobs.lake import Lake
@@ -50,6 +51,15 @@ def judged_date(config: Config, asked: date | None, *, acceptance: bool) -> date
     return day
 
 
+def asked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[Config, date]:
+    """Settings and date that the options ask for; a mistake in them ends the program with one message and status 2."""
+    try:
+        config = load(args.config, args.set)
+        return config, judged_date(config, args.date, acceptance=args.acceptance)
+    except ConfigError as error:
+        parser.error(str(error))
+
+
 def changes_of(config: Config, home: Path, seed: int, changes: Mapping[str, object]) -> list[str]:
     """Settings of a training in a home of its own on the common lake, as ``KEY=VALUE``; none starts from an older model."""
     own = {"paths.home": home, "paths.lake": config.paths.at("lake"), "train.seed": seed, "train.warm_start": "false", **changes}
@@ -69,17 +79,33 @@ def trained(day: date, home: Path, settings: Path | None, sets: Sequence[str], l
     Raises:
         CalledProcessError: the training failed.
     """
-    command = [sys.executable, "-m", "jobs.launch", "--date", day.isoformat()]
-    command += ["--config", str(settings)] if settings else []
-    command += [part for one in sets for part in ("--set", one)]
-    environment = {k: v for k, v in os.environ.items() if k != "DIG_PROGRESS"}
+    command = _job("launch", settings, sets, "--date", day.isoformat())
     if log is None:
-        subprocess.run(command, check=True, env=environment)
+        subprocess.run(command, check=True, env=_environment())
     else:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w", encoding="utf-8") as out:
-            subprocess.run(command, check=True, env=environment, stdout=out, stderr=subprocess.STDOUT)
+            subprocess.run(command, check=True, env=_environment(), stdout=out, stderr=subprocess.STDOUT)
     return load_bundle(home / "checkpoints" / day.isoformat() / "bundle")
+
+
+def build_features(config: Config, day: date, settings: Path | None, sets: Sequence[str]) -> None:
+    """Build the days that a run for ``day`` reads, as far as they are not up to date; no Spark session is started if all are.
+
+    Raises:
+        CalledProcessError: a feature job failed; what it said is on standard error.
+    """
+    first = config.run_window(day).train_first
+    subprocess.run(_job("backfill", settings, sets, "--from", first.isoformat(), "--to", day.isoformat()), check=True, env=_environment())
+
+
+def _job(name: str, settings: Path | None, sets: Sequence[str], *options: str) -> list[str]:
+    given = ["--config", str(settings)] if settings else []
+    return [sys.executable, "-m", f"jobs.{name}", *options, *given, *(part for one in sets for part in ("--set", one))]
+
+
+def _environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k != "DIG_PROGRESS"}
 
 
 class Judge:

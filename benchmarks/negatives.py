@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from benchmarks.judging import RESULTS, judged_date
+from benchmarks.judging import RESULTS, asked
 from dig_models import u2t
 from dig_models.batch import Batch
 from dig_models.bundle import Bundle, load_bundle
@@ -34,7 +34,7 @@ from dig_models.crosses import CrossStore
 from dig_models.evaluate import ranking
 from dig_models.features import SOURCE_EXPOSED, SOURCE_RANDOM, FeatureSpec
 from dig_models.train.data import RequestTable, collate, pair_lookup, request_columns
-from jobs.config import Config, load
+from jobs.config import Config
 from jobs.dates import days_between
 from jobs.evaluate import finite
 from jobs.lake import Lake
@@ -200,8 +200,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=400)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    config = load(args.config, args.set)
-    day = judged_date(config, args.date, acceptance=args.acceptance)
+    config, day = asked(parser, args)
     window, lake = config.run_window(day), Lake(config.paths.at("lake"))
     bundle = load_bundle(Path(config.paths.at("checkpoints")) / day.isoformat() / "bundle", config.dataset.spec())
     days = days_between(window.validation_first, window.train_last)

@@ -23,13 +23,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from benchmarks.judging import RESULTS, Floats, Judge, changes_of, judged_date
+from benchmarks.judging import RESULTS, Floats, Judge, asked, changes_of
 from benchmarks.judging import trained as train_anew
 from dig_models.bundle import Bundle
 from dig_models.evaluate.scoring import exposed_rows, rank_rows
 from dig_models.features import SOURCE_EXPOSED
 from dig_models.train.data import RequestTable, request_columns
-from jobs.config import Config, ConfigError, load
+from jobs.config import Config
 from jobs.dates import days_between
 from jobs.lake import Lake
 from jobs.runs import write_json
@@ -156,11 +156,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="default: train.seed alone")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    config = load(args.config, args.set)
-    try:
-        day = judged_date(config, args.date, acceptance=args.acceptance)
-    except ConfigError as error:
-        parser.error(str(error))
+    config, day = asked(parser, args)
     found = compare(config, day, args.seeds or [config.train.seed], args.config, args.set)
     args.results.mkdir(parents=True, exist_ok=True)
     write_json(args.results / "quality.json", found)

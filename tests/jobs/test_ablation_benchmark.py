@@ -10,6 +10,7 @@ from pathlib import Path
 import evaluation_world as ew
 import numpy as np
 import pytest
+from tiny_shop import write_tiny_place
 
 from benchmarks import ablation, ablation_runs, ablation_table
 from benchmarks.ablation_rows import BASE, DIG, GRID, ROWS, Row, chosen
@@ -200,6 +201,28 @@ def test_the_whole_thing_from_nothing_and_again(tmp_path: Path) -> None:
     assert set(found["rows"]) == {"base", "dig", "rqvae", "mlp_u2t"} and found["ratios"]["rqvae"]
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert again.stdout == first.stdout and again.stderr.count("there already") == 4
+
+
+@pytest.mark.slow
+def test_what_the_lake_lacks_is_built_from_the_raw_tables_if_asked_for(tmp_path: Path, tiny_data: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.ablation", "--seeds", "1", "--rows", "dig", "--results", str(tmp_path / "results")]
+    command += ["--config", str(write_tiny_place(tmp_path, tiny_data))]
+    subprocess.run([*command, "--features"], check=True)
+    found = json.loads((tmp_path / "results" / "ablation.json").read_text())
+    assert set(found["rows"]) == {"base", "dig"} and found["judged"]["requests"] > 0
+    again = subprocess.run([*command, "--features"], capture_output=True, text=True, check=True)
+    assert "everything was up to date" in again.stderr and again.stderr.count("there already") == 2
+
+
+@pytest.mark.slow
+def test_features_that_cannot_be_built_end_the_run(tmp_path: Path, tiny_data: Path) -> None:
+    conf = write_tiny_place(tmp_path, tiny_data)
+    command = [sys.executable, "-m", "benchmarks.ablation", "--features", "--config", str(conf), "--results", str(tmp_path / "results")]
+    ended = subprocess.run(
+        [*command, "--set", f"dataset.source.users.path={tmp_path}/none.csv"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2 and "the features were not built" in ended.stderr and "none.csv" in ended.stderr
+    assert "Traceback" not in ended.stderr and not (tmp_path / "results").exists()
 
 
 @pytest.mark.slow
