@@ -8,10 +8,10 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 WITH_JAVA = JAVA_HOME="$$(scripts/ensure_java.sh)"
 
-.PHONY: help setup java retrain up down e2e test check lint types contracts unit integration image-test benchmarks bench-retrieval bench-index bench-serving bench-churn chaos lock clean
+.PHONY: help setup java retrain up down e2e test check lint types contracts unit integration image-test benchmarks ablation ablation-quick bench-retrieval bench-index bench-serving bench-churn chaos lock clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else f"Python 3.11 is needed, found {sys.version.split()[0]}: set PYTHON=/path/to/python3.11")'
@@ -66,6 +66,15 @@ benchmarks: setup  ## the scripts of benchmarks/ that need no server, after `mak
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.crosses
 	@$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 -m benchmarks.training
 	@$(BIN)/python -m benchmarks.quality
+	@$(BIN)/python -m benchmarks.baselines
+	@$(BIN)/python -m benchmarks.beam
+	@$(BIN)/python -m benchmarks.negatives
+
+ablation: setup  ## what each part of the method is worth, with three seeds, from the raw tables on; hours, and goes on where it was stopped
+	@$(WITH_JAVA) $(BIN)/python -m benchmarks.ablation --features $(ARGS)
+
+ablation-quick: setup  ## a small one: one seed, two weeks; minutes where the lake is built
+	@$(WITH_JAVA) $(BIN)/python -m benchmarks.ablation --features --quick $(ARGS)
 
 bench-retrieval: setup  ## retrieval at 10k to 10M items beside six other ways; tables and plots in benchmarks/results
 	@$(BIN)/python -m benchmarks.retrieval $(ARGS)

@@ -47,7 +47,7 @@ def skewed(rng: np.random.Generator, buckets: int, count: int) -> np.ndarray:
 
 def field_values(rng: np.random.Generator, field: FieldSpec, count: int) -> pa.Array:
     """A column of ``item_features``."""
-    if field.kind == "numeric":
+    if field.is_number:
         return pa.array(rng.lognormal(0, 1, count))
     if field.kind == "categorical":
         return pa.array(skewed(rng, field.buckets, count).astype(np.int32))

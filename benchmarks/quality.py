@@ -11,8 +11,6 @@ buckets. Differences of AUC are paired over users and, with several seeds, avera
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import date
@@ -25,36 +23,26 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from dig_models.bundle import Bundle, load_bundle
-from dig_models.evaluate import bootstrap, ranking
-from dig_models.evaluate.scoring import Rows, exposed_rows, rank_rows
+from benchmarks.judging import RESULTS, Floats, Judge, asked, changes_of
+from benchmarks.judging import trained as train_anew
+from dig_models.bundle import Bundle
+from dig_models.evaluate.scoring import exposed_rows, rank_rows
 from dig_models.features import SOURCE_EXPOSED
 from dig_models.train.data import RequestTable, request_columns
-from jobs.config import Config, ConfigError, load
+from jobs.config import Config
 from jobs.dates import days_between
 from jobs.lake import Lake
 from jobs.runs import write_json
 
-RESULTS = Path(__file__).parent / "results"
 MAX_LOSS_TO_BASE = 0.002
 CATEGORIES = 255  # of a categorical column of the trees; wider fields go in as numbers
-Floats = NDArray[np.float64]
 
 
 def trained(config: Config, day: date, kind: str, seed: int, settings: Path | None, sets: Sequence[str]) -> Bundle:
-    """Bundle of a ranker, trained under torchrun in a home of its own (done at once if it is there with the same lineage).
-
-    No warm start: all begin alike.
-    """
+    """Bundle of a ranker, trained in a home of its own."""
     home = Path(config.paths.home).resolve() / "benchmarks" / "quality" / f"{kind}-{seed}"
-    changes = {"paths.home": home, "paths.lake": config.paths.at("lake"), "train.seed": seed, "train.warm_start": "false"}
-    if kind == "base":
-        changes["model.loss.recall"] = 0
-    command = [sys.executable, "-m", "jobs.launch", "--date", day.isoformat()]
-    command += ["--config", str(settings)] if settings else []
-    command += [part for one in (*sets, *(f"{k}={v}" for k, v in changes.items())) for part in ("--set", one)]
-    subprocess.run(command, check=True, env={k: v for k, v in os.environ.items() if k != "DIG_PROGRESS"})
-    return load_bundle(home / "checkpoints" / day.isoformat() / "bundle")
+    changes = changes_of(config, home, seed, {"model.loss.recall": 0} if kind == "base" else {})
+    return train_anew(day, home, settings, [*sets, *changes])
 
 
 class Data:
@@ -103,39 +91,6 @@ def trees(config: Config, day: date, data: Data, test: RequestTable, seed: int) 
     return np.asarray(model.decision_function(data.features(test)), dtype=np.float64)
 
 
-class Judge:
-    """AUC with intervals on one set of rows, from one set of bootstrap draws."""
-
-    def __init__(self, config: Config, rows: Rows) -> None:
-        self.rows, self.confidence = rows, config.evaluate.confidence
-        users, self.user_R = np.unique(rows.user_R, return_inverse=True)
-        self.draw_SU = bootstrap.draws(len(users), config.evaluate.bootstrap, config.train.seed)
-
-    def samples(self, score_R: Floats) -> Floats:
-        """AUC of every replicate."""
-        return bootstrap.auc_samples(score_R, self.rows.label_R, self.rows.weight_R, self.user_R.astype(np.int64), self.draw_SU)
-
-    def auc(self, score_R: Floats) -> float:
-        """AUC of all rows."""
-        return ranking.auc(score_R, self.rows.label_R, self.rows.weight_R)
-
-    def method(self, scores: Sequence[Floats]) -> dict[str, Any]:
-        """Figures of a method, averaged over seeds."""
-        rows, values = self.rows, [self.auc(score) for score in scores]
-        return {
-            "auc": float(np.mean(values)),
-            "auc_by_seed": values,
-            "auc_ci": bootstrap.interval(np.mean([self.samples(s) for s in scores], axis=0), self.confidence),
-            "gauc": float(np.mean([ranking.gauc(s, rows.label_R, rows.user_R, rows.weight_R) for s in scores])),
-        }
-
-    def difference(self, one: Sequence[Floats], other: Sequence[Floats]) -> dict[str, Any]:
-        """AUC of one method less another's, paired over users, averaged over seeds."""
-        gaps = [float(np.mean([self.auc(s) for s in scores])) for scores in (one, other)]
-        samples = [np.mean([self.samples(s) for s in scores], axis=0) for scores in (one, other)]
-        return {"auc": gaps[0] - gaps[1], "auc_ci": bootstrap.interval(samples[0] - samples[1], self.confidence)}
-
-
 def compare(config: Config, day: date, seeds: Sequence[int], settings: Path | None, sets: Sequence[str]) -> dict[str, Any]:
     """All three rankers on the evaluation days of ``day``."""
     window = config.run_window(day)
@@ -167,21 +122,6 @@ def compare(config: Config, day: date, seeds: Sequence[int], settings: Path | No
             "auc_above_trees": gaps["dig_minus_trees"]["auc"] > 0,
         },
     }
-
-
-def judged_date(config: Config, asked: date | None, *, acceptance: bool) -> date:
-    """The date to compare on: the one asked for, else the data set's default.
-
-    Raises:
-        ConfigError: it is judged on days of the acceptance period, and that was not asked for.
-    """
-    day = asked or config.dataset.default_date
-    if config.in_acceptance(day) and not acceptance:
-        raise ConfigError(
-            f"date {day}: its evaluation days reach into the acceptance period, which starts on {config.dataset.acceptance_from} and is "
-            "reported, never tuned on; take an earlier date, or add --acceptance for the final report"
-        )
-    return day
 
 
 def plot(found: dict[str, Any]) -> Figure:
@@ -216,11 +156,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="default: train.seed alone")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    config = load(args.config, args.set)
-    try:
-        day = judged_date(config, args.date, acceptance=args.acceptance)
-    except ConfigError as error:
-        parser.error(str(error))
+    config, day = asked(parser, args)
     found = compare(config, day, args.seeds or [config.train.seed], args.config, args.set)
     args.results.mkdir(parents=True, exist_ok=True)
     write_json(args.results / "quality.json", found)

@@ -300,7 +300,7 @@ def items_to_arrow(items: ItemTable, spec: FeatureSpec, code_NL: NDArray[np.int6
         "name": pa.array(items.name_N[1:], pa.string()),
     }
     for field in spec.item_fields:
-        if field.kind == "numeric":
+        if field.is_number:
             columns[field.column] = pa.array(items.numbers[field.name][1:])
         elif field.kind == "categorical":
             columns[field.column] = pa.array(items.fields[field.name][1:].astype(np.int32))

@@ -49,21 +49,40 @@ class ModelConfig(Strict):
     expert_hidden: Positive = 64
     dropout: Fraction = Field(0.3, description="dropout in the experts; a few thousand positives are soon learned by heart")
 
-    assignment: Literal["online_rq", "frozen_tree"] = Field(
-        "online_rq", description="nearest residual code every step, or codes of the initial balanced tree for good"
+    assignment: Literal["online_rq", "frozen_tree", "gumbel_sdud", "gumbel_frqud", "given"] = Field(
+        "online_rq",
+        description="nearest residual code every step; codes of the initial balanced tree for good; nearest codes, with Gumbel exploration "
+        "in training that decays with the loss (SDUD) or holds for crowded codes only (FrqUD); or SIDs made beforehand (train.given_sids)",
     )
+    codebook: Literal["decoupled", "coupled_ste"] = Field(
+        "decoupled",
+        description="scores read a semantic table of their own, or the code vectors with a straight-through gradient (ablation)",
+    )
+    gumbel_tau: float = Field(2.0, gt=0, description="temperature of the soft assignment that carries the gradient (gumbel_*)")
+    gumbel_gradient: bool = Field(
+        True, description="L_recall reaches the encoder through the soft assignment; False explores only (ablation)"
+    )
+    sdud_sigma: float = Field(0.5, ge=0, description="scale of the Gumbel noise at the start (gumbel_sdud)")
+    sdud_lambda: float = Field(
+        0.45, ge=0, description="the noise decays towards max(0, sqrt(L_recall) - lambda) (gumbel_sdud); L_recall ends near .27"
+    )
+    frqud_ratio: float = Field(1.5, gt=0, description="a code with more than ratio / K of a level's items is crowded (gumbel_frqud)")
     ema_decay: Fraction = Field(
         0.8,
         description="a step sees the whole catalogue, so no sampling noise needs averaging; slower codes lag behind the encoder",
     )
     dead_code_steps: Positive = Field(20, description="a code unused for so many steps is reset, with its semantic row")
 
-    u2t_teacher: Literal["batch_mean", "leave_one_out", "catalogue_sample"] = "catalogue_sample"
+    u2t_teacher: Literal["batch_mean", "leave_one_out", "catalogue_sample", "none"] = Field(
+        "catalogue_sample", description="what stands in for c_uv of a prefix in training; none trains the recall path without it (ablation)"
+    )
     u2t_samples: Positive = Field(4, description="catalogue items drawn per row and level (teacher catalogue_sample)")
     u2t_min_bucket: Positive = Field(2, description="leave_one_out backs off to a shorter prefix below this bucket size")
     u2t_mix: Fraction = Field(0.9, description="share of rows whose recall path sees the teacher, the rest sees MLP_u2t")
     u2t_gradient: bool = Field(False, description="L_u2t also trains what MLP_u2t reads, user tower and prefixes; that cost 0.002 AUC")
-    u2t_inference: Literal["mlp", "exact"] = "exact"
+    u2t_inference: Literal["mlp", "exact", "none"] = Field(
+        "exact", description="the true mean of c_uv over the prefix's items, MLP_u2t, or the same for every prefix (ablation)"
+    )
     bucket_key: Literal["prefix", "token"] = "prefix"
     path_score: Literal["last", "sum_log"] = "last"
     retrieval_query: Literal["sid", "pool"] = Field("sid", description="DIN query on the retrieval path")
@@ -81,6 +100,11 @@ class TrainConfig(Strict):
     epochs: Positive = Field(2, description="a third pass over the examples lost ranking AUC on the validation days")
     requests_per_batch: Positive = Field(16, description="requests per rank and step")
     random_negatives: Positive = Field(30, description="random catalogue items per request")
+    hard_negatives: Annotated[int, Field(ge=0)] = Field(
+        0, description="further catalogue items per request, drawn from the prefixes that the recall path scores highest as it is by now"
+    )
+    hard_beam: Positive = Field(5, description="prefixes kept per level to draw hard negatives from")
+    given_sids: str = Field("", description="Parquet file with item_id and s_1 .. s_L of SIDs made beforehand (model.assignment given)")
     lr: float = Field(2e-3, gt=0)
     embedding_lr_scale: float = Field(1.0, gt=0, description="rate of embeddings and semantic tables against lr; 4 overfits in two epochs")
     weight_decay: float = Field(1e-5, ge=0)

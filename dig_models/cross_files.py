@@ -47,7 +47,7 @@ class CrossMeta(Strict):
     """Content of ``meta.json``.
 
     Attributes:
-        spec: digest of the feature spec.
+        spec: digest of the feature spec, as far as the lake depends on it.
         first_day, last_day: days whose events the u2i arrays hold, days since 1970-01-01, both included.
         pop_first_day: first day of ``pop.days``; the last one is ``last_day``.
         keys: u2i keys in spec order.
@@ -172,7 +172,7 @@ class CrossWriter:
     def close(self, spec: FeatureSpec, *, pop_first_day: int, shards: int) -> CrossMeta:
         """Write ``meta.json``, which makes the folder whole."""
         meta = CrossMeta(
-            spec=spec.digest,
+            spec=spec.lake_digest,
             first_day=self.first_day,
             last_day=self.last_day,
             pop_first_day=pop_first_day,
@@ -221,7 +221,8 @@ def read_meta(path: Path, spec: FeatureSpec) -> CrossMeta:
         raise
     except (ValueError, AttributeError, RecursionError) as error:
         raise CrossArraysError(f"{file}: not the description of cross arrays ({error}); {REBUILD}") from None
-    spec.require(meta.spec, f"{path} (cross arrays)")
+    if meta.spec != spec.lake_digest:
+        spec.require(meta.spec, f"{path} (cross arrays)")
     return meta
 
 

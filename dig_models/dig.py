@@ -22,17 +22,18 @@ from torch.nn import functional as F
 from dig_models import losses, u2t
 from dig_models.batch import Batch
 from dig_models.config import ModelConfig
-from dig_models.features import SOURCE_EXPOSED, FeatureSpec, FieldSpec
+from dig_models.features import SOURCE_EXPOSED, FeatureSpec
 from dig_models.items import ItemTable
 from dig_models.nn.attention import HistoryAttention, RowLayout, UserSide
-from dig_models.nn.embedding import FieldEmbedding
+from dig_models.nn.embedding import FieldEmbedding, renamed
 from dig_models.nn.mixer import Mixer
 from dig_models.nn.mlp import SkipMlp, U2tHead
 from dig_models.nn.norm import CorpusNorm, DomainNorm, all_reduce, commit_moments
 from dig_models.nn.shown import Shown
+from dig_models.quantize.gumbel import SIGMA_WEIGHT, GumbelExploration
 from dig_models.quantize.known import KnownSids
 from dig_models.quantize.residual import ResidualQuantizer, collision_rate, usage
-from dig_models.quantize.tree import balanced_tree
+from dig_models.quantize.tree import balanced_tree, codebooks_of
 from dig_models.u2t import CatalogueBuckets, PairLookup
 
 DOMAINS = 2
@@ -69,7 +70,7 @@ class Dig(nn.Module):
         super().__init__()
         self.config, self.spec, self.seed = config, spec, seed
         dim = config.dim
-        users = [*_renamed("u", spec.user_fields), *_renamed("c", spec.context_fields)]
+        users = [*renamed("u", spec.user_fields), *renamed("c", spec.context_fields)]
         wrong = [f.name for f in users if f.kind != "categorical"]
         if wrong:
             raise ValueError(f"user and context fields must be categorical, but {', '.join(wrong)} is not: declare buckets for it")
@@ -81,7 +82,10 @@ class Dig(nn.Module):
         self.user_tower = SkipMlp(self.user_fields.width + dim, 2 * dim, dim)
         self.attention = HistoryAttention(dim, config.heads)
         self.pool_query = nn.Linear(dim, dim) if config.retrieval_query == "pool" else None
-        self.quantizer = ResidualQuantizer(config.levels, config.codes, dim, config.ema_decay, config.dead_code_steps)
+        self.coupled = config.codebook == "coupled_ste"
+        sizes = (config.levels, config.codes, dim, config.ema_decay, config.dead_code_steps)
+        self.quantizer = ResidualQuantizer(*sizes, coupled=self.coupled)
+        self.exploration = GumbelExploration(config) if config.assignment.startswith("gumbel") else None
         width = spec.cross_width
         self.norm_user = DomainNorm(dim)
         self.norm_history = DomainNorm(dim)
@@ -176,8 +180,8 @@ class Dig(nn.Module):
 
     @property
     def fixed(self) -> bool:
-        """Whether items keep the codes they have: those of the initial tree, of the model started from, or of the saved model."""
-        return self.settled or self.config.assignment == "frozen_tree"
+        """Whether items keep the codes they have: of the initial tree, given ones, of the model started from, or of the saved model."""
+        return self.settled or self.config.assignment in ("frozen_tree", "given")
 
     def prefix_embeddings(self, code_ML: Tensor) -> Tensor:
         """``e_sid(1:l)`` for each level, ``(M, L) -> (M, L, D)``; a shorter code gives its levels."""
@@ -198,21 +202,27 @@ class Dig(nn.Module):
 
     @torch.no_grad()
     def build_codebooks(self, seed: int) -> dict[str, float]:
-        """Start the codebooks from a balanced k-means tree over the catalogue; the first rank's tree is everyone's.
+        """Start the codebooks from a balanced k-means tree over the catalogue, or from given SIDs; the first rank's are everyone's.
 
         Returns:
-            Collision rate of the tree, and of its items under nearest-code assignment.
+            Collision rate of these SIDs, and of the same items under nearest-code assignment.
+
+        Raises:
+            ValueError: an empty catalogue, embeddings that are not finite, or given SIDs that do not fit.
         """
         self._measure(self._share())
-        e_ND = self.encode_catalogue()[1:]
-        tree = balanced_tree(e_ND.cpu().numpy(), self.config.levels, self.config.codes, seed)
+        e_ND, codes = self.encode_catalogue()[1:], self.config.codes
+        if self.config.assignment == "given":
+            tree = codebooks_of(e_ND.cpu().numpy(), self.code_NL[1:].cpu().numpy(), codes, seed)
+        else:
+            tree = balanced_tree(e_ND.cpu().numpy(), self.config.levels, codes, seed)
         code_LKD, count_LK = torch.from_numpy(tree.code_LKD).to(e_ND), torch.from_numpy(tree.count_LK).to(e_ND)
         self.code_NL[1:] = torch.from_numpy(tree.sid_NL).to(e_ND.device)
         if dist.is_available() and dist.is_initialized():
             for shared in (code_LKD, count_LK, self.code_NL):
                 dist.broadcast(shared, src=0)
         self.quantizer.start(code_LKD, count_LK)
-        if self.config.assignment == "online_rq":
+        if not self.fixed:
             self.code_NL[1:] = self.quantizer.assign(e_ND)
         self.recall_bias.copy_(self.rank_bias)
         self._buckets = None
@@ -235,6 +245,8 @@ class Dig(nn.Module):
             return {}
         code_ML = self.codes(e_MD, own_M)
         number_LK = self.quantizer.update(e_MD, code_ML)
+        if self.exploration is not None:
+            self.exploration.observe(number_LK)
         error = (e_MD - self.quantizer.quantized(code_ML).sum(1)).square().sum().double()
         code_NL = torch.zeros_like(self.code_NL)
         code_NL[own_M] = code_ML
@@ -384,8 +396,7 @@ class Dig(nn.Module):
     ) -> dict[str, Tensor]:
         """All five losses; both paths pass BN_user and the Mixer together, so that both share the same statistics."""
         rows, levels, dim = batch.rows, self.config.levels, self.config.dim
-        code_ML = self.codes(e_MD.detach(), item_M)
-        prefix_MLD = self.prefix_embeddings(code_ML)
+        code_ML, prefix_MLD = self._tokens(e_MD, item_M)
         prefix_RLD = prefix_MLD.view(len(item_M), -1).index_select(0, at_R).view(rows, levels, dim)
         teacher_RLC = self._teacher(batch, code_ML.index_select(0, at_R), lookup)
         reads = (users.user_BU, prefix_RLD) if self.config.u2t_gradient else (users.user_BU.detach(), prefix_RLD.detach())
@@ -410,18 +421,32 @@ class Dig(nn.Module):
         recall_LR = logit_TR[1:] + BIAS_GAIN * (member_RS @ self.recall_bias)
         recall, each = losses.recall_loss(recall_LR, batch.offset_R, batch.label_R, member_RS)
         commit = losses.commit_loss(self.quantizer.residuals(e_MD, code_ML), self.quantizer.quantized(code_ML))
-        recon = losses.recon_loss(e_MD, prefix_MLD[:, -1], self.config.recon_stop)
+        recon = losses.recon_loss(e_MD, self.prefix_embeddings(code_ML)[:, -1], self.config.recon_stop)
         distil = losses.u2t_loss(predicted_RLC, teacher_RLC)
         w = self.config.loss
         total = rank + w.recall * recall + w.commit * commit + w.recon * recon + w.u2t * distil
         shown = {"rank": rank, "recall": recall, "commit": commit, "recon": recon, "u2t": distil}
+        if self.exploration is not None:
+            total = total + SIGMA_WEIGHT * self.exploration.loss(recall)
+            shown["noise"] = total.new_tensor(self.exploration.scale)
         by_level = {f"recall_{level}": loss for level, loss in enumerate(each, start=1)}
         return {"total": total, **{name: value.detach() for name, value in (shown | by_level).items()}}
+
+    def _tokens(self, e_MD: Tensor, item_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes ``(M, L)`` that this step goes by, and the prefix embeddings that it scores ``(M, L, D)``."""
+        if self.exploration is not None and self.training and not self.fixed:
+            return self.exploration.explore(e_MD, self.quantizer, self._generator(_rank(), stream=6))
+        code_ML = self.codes(e_MD.detach(), item_M)
+        prefix_MLD = self.prefix_embeddings(code_ML)
+        # Straight through: what reaches any prefix reaches the embedding as if it were the prefix (arXiv 1711.00937, section 3.2).
+        return code_ML, prefix_MLD + (e_MD - e_MD.detach()).unsqueeze(1) if self.coupled else prefix_MLD
 
     @torch.no_grad()
     def _teacher(self, batch: Batch, code_RL: Tensor, lookup: PairLookup) -> Tensor:
         """``u2t_l`` of each row, ``(R, L, C)``, by the teacher that the config names."""
         config = self.config
+        if config.u2t_teacher == "none":
+            return batch.cross_RC.new_zeros(batch.rows, config.levels, batch.cross_RC.shape[1])
         key_RL = u2t.bucket_keys(code_RL, config.codes, config.bucket_key)
         if config.u2t_teacher == "batch_mean":
             return u2t.batch_mean(key_RL, batch.cross_RC)
@@ -434,6 +459,8 @@ class Dig(nn.Module):
 
     def _mixed(self, teacher_RLC: Tensor, predicted_RLC: Tensor) -> Tensor:
         """What the recall path sees: the teacher for a share of the rows, MLP_u2t (as a constant) for the others."""
+        if self.config.u2t_teacher == "none":
+            return teacher_RLC
         taught_R = torch.rand(len(teacher_RLC), generator=self._generator(_rank(), stream=3)) < self.config.u2t_mix
         return torch.where(taught_R.to(teacher_RLC.device)[:, None, None], teacher_RLC, predicted_RLC.detach())
 
@@ -448,7 +475,7 @@ class Dig(nn.Module):
     def _untouched(self) -> Tensor:
         """Zero that depends on the parameters which only the recall path uses."""
         idle = [self.recall_bias, *self.quantizer.parameters(), *self.norm_sid.parameters(), *self.norm_u2t.parameters()]
-        idle += [*self.u2t_head.parameters(), *(self.pool_query.parameters() if self.pool_query is not None else ())]
+        idle += [p for m in (self.u2t_head, self.pool_query, self.exploration) if m is not None for p in m.parameters()]
         return torch.stack([p.sum() for p in idle]).sum() * 0.0
 
     @torch.no_grad()
@@ -459,11 +486,7 @@ class Dig(nn.Module):
         if bool(self.biased):
             return
         member_RS = _member((batch.source_R != SOURCE_EXPOSED).long())
-        per_row = torch.stack([torch.ones_like(batch.label_R), batch.label_R, batch.offset_R]).double()
-        count_S, positive_S, offset_S = all_reduce(per_row @ member_RS.double())
-        rate_S = ((positive_S + 0.5) / (count_S + 1.0)).clamp(1e-6, 1 - 1e-6)
-        bias_S = (torch.logit(rate_S) - offset_S / count_S.clamp_min(1.0)) / BIAS_GAIN
-        self.rank_bias.copy_(torch.where(count_S > 0, bias_S, bias_S[count_S > 0].mean() if bool((count_S > 0).any()) else 0.0))
+        self.rank_bias.copy_(losses.base_log_odds(batch.offset_R, batch.label_R, member_RS) / BIAS_GAIN)
         self.recall_bias.copy_(self.rank_bias)
         self.biased.fill_(True)
 
@@ -475,8 +498,3 @@ def _member(domain_R: Tensor) -> Tensor:
 
 def _rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def _renamed(prefix: str, fields: tuple[FieldSpec, ...]) -> list[FieldSpec]:
-    """Fields with a prefix, so that a user field and a context field may have the same name."""
-    return [f.model_copy(update={"name": f"{prefix}_{f.name}"}) for f in fields]

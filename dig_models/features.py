@@ -42,15 +42,22 @@ def bucket_of(value: str | None, buckets: int) -> int:
 
 
 class FieldSpec(Strict):
-    """One field of an item, user or context: hashed buckets, or a number."""
+    """One field of an item, user or context: hashed buckets, or a number; ``popularity`` is a number that every catalogue item has."""
 
     name: str
-    kind: Literal["categorical", "multi", "text", "numeric"] = "categorical"
+    kind: Literal["categorical", "multi", "text", "numeric", "popularity"] = "categorical"
     buckets: Annotated[int, Field(ge=2)] = 1024  # bucket 0 stands for a missing value
 
     @property
+    def is_number(self) -> bool:
+        """Whether the field is a number, not buckets."""
+        return self.kind in ("numeric", "popularity")
+
+    @property
     def column(self) -> str:
-        """Column of ``item_features`` that holds the field (``x_`` for numbers, ``f_`` for buckets)."""
+        """Column of ``item_features`` that holds the field (``x_`` for numbers, ``f_`` for buckets, popularity by its own name)."""
+        if self.kind == "popularity":
+            return self.name
         return f"x_{self.name}" if self.kind == "numeric" else f"f_{self.name}"
 
 
@@ -79,6 +86,12 @@ class FeatureSpec(Strict):
         """SHA-256 (hex) of the canonical JSON of the spec."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def lake_digest(self) -> str:
+        """Digest of the spec without what no partition of the lake depends on: which popularity the item encoder reads."""
+        own = {name: getattr(self, name) for name in FeatureSpec.model_fields}
+        return FeatureSpec(**own | {"item_fields": tuple(f for f in self.item_fields if f.kind != "popularity")}).digest
 
     def require(self, digest: str, what: str) -> None:
         """Refuse ``what`` if it was made with another spec.

@@ -47,7 +47,7 @@ class ItemTable:
         order, hash_N = sorted_hashes(table.column("item_hash"))
         table = table.take(pa.array(order))
         columns = {field.name: field_column(table.column(field.column), field) for field in spec.item_fields}
-        numeric = {field.name for field in spec.item_fields if field.kind == "numeric"}
+        numeric = {field.name for field in spec.item_fields if field.is_number}
         return cls(
             hash_N=hash_N,
             id_N=Strings.from_arrow(table.column("item_id"), first=""),
@@ -82,7 +82,7 @@ def sorted_hashes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[n
 def field_column(column: pa.ChunkedArray, field: FieldSpec) -> NDArray[Any]:
     """A column of ``item_features`` (rows in order) as the array of a field, row 0 included."""
     whole = column.combine_chunks()
-    if field.kind == "numeric":
+    if field.is_number:
         raw = whole.to_numpy(zero_copy_only=False).astype(np.float32)
         return np.concatenate([[np.float32(0)], np.nan_to_num(raw)]).astype(np.float32)
     if field.kind in ("multi", "text"):

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dig_models.nn.norm import all_reduce
+
 
 def click_loss(logit_R: Tensor, offset_R: Tensor, label_R: Tensor, member_RS: Tensor) -> Tensor:
     """``BCE(sigmoid(f + offset), y)``, meaned within each domain and then over the domains that have rows.
@@ -21,6 +23,15 @@ def click_loss(logit_R: Tensor, offset_R: Tensor, label_R: Tensor, member_RS: Te
     loss_R = F.binary_cross_entropy_with_logits(logit_R + offset_R, label_R, reduction="none")
     count_S = member_RS.sum(0)
     return ((loss_R @ member_RS) / count_S.clamp_min(1.0)).sum() / (count_S > 0).sum().clamp_min(1)
+
+
+@torch.no_grad()
+def base_log_odds(offset_R: Tensor, label_R: Tensor, member_RS: Tensor) -> Tensor:
+    """True log-odds of a positive in each domain, ``(S,)``, over the rows of all ranks; a domain without rows has the others' mean."""
+    count_S, positive_S, offset_S = all_reduce(torch.stack([torch.ones_like(label_R), label_R, offset_R]).double() @ member_RS.double())
+    rate_S = ((positive_S + 0.5) / (count_S + 1.0)).clamp(1e-6, 1 - 1e-6)
+    odds_S = torch.logit(rate_S) - offset_S / count_S.clamp_min(1.0)
+    return torch.where(count_S > 0, odds_S, odds_S[count_S > 0].mean() if bool((count_S > 0).any()) else 0.0)
 
 
 def recall_loss(logit_LR: Tensor, offset_R: Tensor, label_R: Tensor, member_RS: Tensor) -> tuple[Tensor, list[Tensor]]:

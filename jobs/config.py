@@ -178,6 +178,10 @@ class IndexConfig(Strict):
         description="share of a whole generation's items that refreshes may take out of it; more looks like half an items snapshot, "
         "and is refused unless a person asks for it",
     )
+    resolve_collisions: bool = Field(
+        False,
+        description="an item whose SID another one has gets the nearest last code that is free under its prefix; published SIDs stay",
+    )
     mirrors: tuple[Annotated[str, AfterValidator(_place_of_mirror)], ...] = Field(
         (), description="URLs of stores that hold a copy for hosts that do not mount the index, as s3://bucket/index"
     )

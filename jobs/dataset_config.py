@@ -35,6 +35,9 @@ class TableConfig(Strict):
     """A raw table: a path or glob of Parquet or CSV files, and which raw column is which."""
 
     path: str
+    package: Annotated[str, Field(pattern=r"^([A-Za-z0-9._-]+==[^=,<>~! ]+)?$")] = Field(
+        "", description="installed package, name==version, that holds the table; path is then relative to the folder it is installed into"
+    )
     format: Literal["parquet", "csv"] = "parquet"
     options: dict[str, str] = Field({}, description="options of the Spark reader")
     columns: dict[str, str] = Field({}, description="our column name -> raw column name or Spark SQL expression")
@@ -72,6 +75,12 @@ class SourceField(FieldSpec):
     """A field and the lake column it is made from."""
 
     from_column: str = Field("", alias="column")
+
+    @model_validator(mode="after")
+    def _declared(self) -> SourceField:
+        if self.kind == "popularity":
+            raise ValueError(f"field {self.name}: popularity is not a declared field, name its windows in item_popularity")
+        return self
 
     @property
     def source_column(self) -> str:
@@ -136,6 +145,9 @@ class DatasetConfig(Strict):
     sample_seed: int = 2017
     catalogue: CatalogueConfig = CatalogueConfig()
     item_fields: tuple[SourceField, ...]
+    item_popularity: tuple[Positive, ...] = Field(
+        (), description="windows whose popularity the item encoder reads as a static number, from days closed before training began"
+    )
     item_name: tuple[str, ...] = ()
     user_fields: tuple[SourceField, ...]
     context_fields: tuple[SourceField, ...] = ()
@@ -156,8 +168,11 @@ class DatasetConfig(Strict):
 
     @model_validator(mode="after")
     def _names_once(self) -> DatasetConfig:
+        if unknown := [w for w in self.item_popularity if w not in self.u2i.windows]:
+            raise ValueError(f"item_popularity: windows among u2i.windows {list(self.u2i.windows)} expected, found {unknown[0]}")
         lists: dict[str, list[str] | list[int]] = {
-            "item_fields": [f.name for f in self.item_fields],
+            "item_popularity": list(self.item_popularity),
+            "item_fields": [*(f.name for f in self.item_fields), *self.popularity_columns],
             "user_fields and context_fields": [f.name for f in (*self.user_fields, *self.context_fields)],
             "offers": [o.name for o in self.offers],
             "u2i.keys": [k.name for k in self.u2i.keys],
@@ -168,6 +183,21 @@ class DatasetConfig(Strict):
                 raise ValueError(f"{what}: each name once expected, found {', '.join(twice)} more than once")
         return self
 
+    @model_validator(mode="after")
+    def _no_offer_names_its_event(self) -> DatasetConfig:
+        source = self.source
+        if self.offers and isinstance(source, TablesSource) and source.request == "event" and source.offers is None:
+            raise ValueError(
+                "offers of an impression log with request: event: the only item on offer in a request would be the one to find, so its "
+                "offer columns would name it to retrieval; leave offers out, give source.offers, or let a request be all that was shown"
+            )
+        return self
+
+    @property
+    def popularity_columns(self) -> list[str]:
+        """Columns of ``item_features`` that ``item_popularity`` names."""
+        return [f"pop_{window}" for window in self.item_popularity]
+
     @property
     def lookback_days(self) -> int:
         """Days before an example day that its features reach."""
@@ -176,16 +206,18 @@ class DatasetConfig(Strict):
     def rows_digest(self, *, raw: bool = False) -> str:
         """SHA-256 (hex) of the settings that decide rows, for markers and lineage.
 
-        Left out is what decides none: the dates after the first, and what rows follow by the digests of their inputs (where raw
-        files lie, names shown). So a later ``last_date`` or ``default_date`` leaves every partition up to date.
+        Left out is what decides none: the dates after the first, what the encoder reads of ``item_features``, and what rows follow by
+        the digests of their inputs (where raw files lie, names shown). So a later ``last_date`` or ``default_date`` leaves every
+        partition up to date.
 
         Args:
             raw: of the tables that ingest writes alone; sampling of negatives, windows, buckets and catalogue do not touch them.
         """
-        held = self.model_dump(mode="json", exclude={"last_date", "default_date", "acceptance_from"})
+        held = self.model_dump(mode="json", exclude={"last_date", "default_date", "acceptance_from", "item_popularity"})
         for part in (held["source"], *held["source"].values()):
             if isinstance(part, dict):
                 part.pop("path", None)
+                part.pop("package", None)
         if not raw:
             del held["item_name"]
             return digest_of(held)
@@ -198,7 +230,10 @@ class DatasetConfig(Strict):
     def spec(self) -> FeatureSpec:
         """The feature spec that follows from this data set."""
         return FeatureSpec(
-            item_fields=tuple(f.spec() for f in self.item_fields),
+            item_fields=(
+                *(f.spec() for f in self.item_fields),
+                *(FieldSpec(name=column, kind="popularity") for column in self.popularity_columns),
+            ),
             user_fields=tuple(f.spec() for f in self.user_fields),
             context_fields=tuple(f.spec() for f in self.context_fields),
             u2i_keys=tuple(k.name for k in self.u2i.keys),

@@ -96,7 +96,7 @@ def evaluate(config: Config, day: date) -> dict[str, Any]:
     contenders = [_contender("dig", bundle, bundle.codes_NL, bundle, store, config)]
     if champion and champion.bundle:
         contenders.append(_contender("champion", champion.bundle, None, bundle, store, config))
-    chosen = _chosen(requests, table.column("request_id").to_pylist(), config.evaluate.max_requests)
+    chosen = chosen_requests(requests, table.column("request_id").to_pylist(), config.evaluate.max_requests)
     progress = _Progress(len(requests) * len(contenders) + len(chosen))
     rows = exposed_rows(requests)
     scores = {c.name: score_rows(c.retriever, requests, ready=progress.part(len(requests))) for c in contenders}
@@ -123,7 +123,7 @@ def evaluate(config: Config, day: date) -> dict[str, Any]:
         "churn": _churn(champion, bundle),
         "difference": _differences(rows, scores, draws),
     }
-    cleaned: dict[str, Any] = _clean(figures)
+    cleaned: dict[str, Any] = finite(figures)
     return cleaned
 
 
@@ -172,7 +172,7 @@ def _contender(name: str, own: Bundle, codes_NL: Ints | None, catalogue: Bundle,
     return Contender(name=name, retriever=retriever, search=search)
 
 
-def _chosen(requests: RequestTable, request_ids: list[str], most: int) -> Ints:
+def chosen_requests(requests: RequestTable, request_ids: list[str], most: int) -> Ints:
     """Requests with a relevant item, at most ``most`` of them, those with the smallest hashes; ascending positions."""
     request_R, at_R = requests.rows_of(np.arange(len(requests), dtype=np.int64))
     with_relevant = np.unique(request_R[requests.label_R[at_R] > 0])
@@ -310,12 +310,12 @@ def _sigmoid(logit: Floats) -> Floats:
     return 0.5 * (1 + np.tanh(logit / 2))
 
 
-def _clean(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Plain JSON values; NaN and infinities become null."""
     if isinstance(value, dict):
-        return {key: _clean(of) for key, of in value.items()}
+        return {key: finite(of) for key, of in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [_clean(of) for of in value]
+        return [finite(of) for of in value]
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value

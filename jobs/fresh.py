@@ -122,7 +122,7 @@ def publish(config: Config, day: date, request: Request, *, past_limit: bool = F
             if not past_limit:
                 _within_limit(config, root, now, fresh, day)
             emit("fresh", 1, STEPS)
-            generation = refresh(root, fresh, config.dataset.spec())
+            generation = refresh(root, fresh, config.dataset.spec(), resolve_collisions=config.index.resolve_collisions)
         emit("fresh", 2, STEPS, generation=generation)
         made = g.read_manifest(root, generation)
         base = g.read_manifest(root, made.base or generation)

@@ -30,6 +30,7 @@ def item_rows(items: pa.Table, dataset: DatasetConfig) -> pa.Table:
     columns: dict[str, Any] = {"item_id": ids, "item_hash": pa.array([hash_id(i) for i in ids.to_pylist()], pa.int64()), "name": names}
     for field in dataset.item_fields:
         columns[field.spec().column] = field_values(_column(items, field.source_column), field.spec())
+    columns |= {column: pa.array([0.0] * len(items), pa.float64()) for column in dataset.popularity_columns}  # nobody bought it yet
     for key in dataset.u2i.keys:
         texts = _texts(_column(items, key.column), key.column).to_pylist()
         columns[f"k_{key.name}"] = pa.array([hash_id(text) if text else 0 for text in texts], pa.int64())

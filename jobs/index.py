@@ -120,6 +120,7 @@ def release_of(config: Config, day: date, model: registry.ModelRef, scratch: Pat
         items=spill_items(lambda name: lake.read_arrow("item_features", [day], [name]).column(name), spec, scratch),
         user_state=lake.read_arrow("user_state", [day]),
         cross_arrays=lake.folder("cross_arrays", day),
+        resolve_collisions=config.index.resolve_collisions,
     )
 
 

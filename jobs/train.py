@@ -29,7 +29,8 @@ from dig_models.faults import reached
 from dig_models.features import FeatureSpecMismatch
 from dig_models.files import sync_dir
 from dig_models.items import ItemTable
-from dig_models.quantize.known import KnownSids
+from dig_models.quantize.known import KnownSids, SidsError
+from dig_models.quantize.known import read_sids as read_given
 from dig_models.train.data import ExamplesError, pair_lookup
 from dig_models.train.distributed import World, process_group
 from dig_models.train.loop import Record, Setup, Told, TrainingDiverged, fit
@@ -87,7 +88,7 @@ def main(asked: Invocation) -> None:
                 )
             with registry.answering(asked.config):
                 _train(inputs, world)
-    except (ExamplesError, CrossArraysError, BundleError, TrainingDiverged) as error:
+    except (ExamplesError, CrossArraysError, BundleError, SidsError, TrainingDiverged) as error:
         raise JobError(str(error)) from error
 
 
@@ -164,10 +165,14 @@ def _train(inputs: TrainInputs, world: World) -> None:
 def _start(inputs: TrainInputs, model: Dig, items: ItemTable, world: World) -> Start:
     """Decide on rank 0 what to start from; every rank then has its weights."""
     said, reference = None, None
+    given = inputs.config.model.assignment == "given"
+    if given:
+        model.reserved = _given(inputs, items)
     model.set_items(items)
     if world.leads:
         config = inputs.config.train
-        before = registry.ancestor(inputs.config, inputs.day) if config.warm_start or config.align_codes else None
+        # SIDs made beforehand stay what they are: neither those of an older model nor its names for them.
+        before = registry.ancestor(inputs.config, inputs.day) if (config.warm_start or config.align_codes) and not given else None
         place = registry.fetch(inputs.config, before) if before else None
         if before and place and config.align_codes:
             reference = _reference(before, place, model.config.levels)
@@ -187,6 +192,21 @@ def _start(inputs: TrainInputs, model: Dig, items: ItemTable, world: World) -> S
     lineage, version, warm = json.loads(world.agreed(said) or "")
     world.spread(model)
     return Start(lineage=lineage, ancestor=version, warm=warm, reference=reference)
+
+
+def _given(inputs: TrainInputs, items: ItemTable) -> KnownSids:
+    """SIDs made beforehand.
+
+    Raises:
+        SidsError: the file cannot be used, or has no item of the catalogue.
+    """
+    config = inputs.config
+    sids = read_given(Path(config.train.given_sids), levels=config.model.levels, codes=config.model.codes)
+    known = int((sids.find(items.hash_N[1:])[:, 0] >= 0).sum())
+    if not known:
+        raise SidsError(f"{config.train.given_sids}: none of its {len(sids)} items is among the {len(items) - 1} that training shows")
+    log.info("SIDs made beforehand for %d of %d items; the others get nearest codes", known, len(items) - 1)
+    return sids
 
 
 def _reference(version: registry.ModelRef, place: Path, levels: int) -> Reference | None:

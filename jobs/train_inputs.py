@@ -37,6 +37,7 @@ class TrainInputs:
     Attributes:
         fit, validation: data folders of the examples.
         inputs: content digests by table and day.
+        sids: SHA-256 (hex) of the file of SIDs made beforehand, empty if there is none.
     """
 
     config: Config
@@ -46,6 +47,7 @@ class TrainInputs:
     fit: list[str]
     validation: list[str]
     inputs: Inputs
+    sids: str = ""
 
     def lineage(self, *, ranks: int, ancestor: str, aligned_to: str = "") -> str:
         """SHA-256 (hex) over all that determines the trained model.
@@ -55,15 +57,17 @@ class TrainInputs:
             ancestor: lineage of the model to start from, or an empty string.
             aligned_to: lineage of the model whose SIDs the codes are aligned with, or an empty string.
         """
-        train = self.config.train.model_dump(mode="json", exclude=set(LAUNCH))
+        train = self.config.train.model_dump(mode="json", exclude={*LAUNCH, "given_sids"})
         facts: dict[str, Any] = {
             "date": self.day.isoformat(),
             "settings": [self.config.digest("model", "window"), train, self.config.dataset.rows_digest()],
+            "spec": self.config.dataset.spec().digest,
             "inputs": self.inputs,
             "code": code_digest(*CODE),
             "ranks": ranks,
             "ancestor": ancestor,
             "aligned_to": aligned_to,
+            "sids": self.sids,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -93,7 +97,22 @@ class TrainInputs:
         table = table.sort_by([("item_hash", "ascending"), ("ds", "descending")])
         hash_M = table.column("item_hash").to_numpy()
         newest_M = np.concatenate([[True], hash_M[1:] != hash_M[:-1]]) if len(hash_M) else np.zeros(0, bool)
-        return table.filter(pa.array(newest_M))
+        return self._as_of_the_start(table.filter(pa.array(newest_M)))
+
+    def _as_of_the_start(self, table: pa.Table) -> pa.Table:
+        """The same rows with the popularity that the encoder reads as of the end of the day before the first example.
+
+        A newer row counts events that the examples before it are to predict. An item that was in no catalogue then has 0.
+        """
+        names = self.config.dataset.popularity_columns
+        if not names:
+            return table
+        before = self.lake.read_arrow("item_features", _catalogue_days(self.window)[:1], columns=["item_hash", *names])
+        at = pc.index_in(table.column("item_hash"), value_set=before.column("item_hash").combine_chunks())
+        for name in names:
+            was = pc.fill_null(pc.take(before.column(name), at).cast(pa.float64()), 0.0)
+            table = table.set_column(table.column_names.index(name), name, was)
+        return table
 
 
 def train_inputs(config: Config, day: date) -> TrainInputs:
@@ -102,7 +121,8 @@ def train_inputs(config: Config, day: date) -> TrainInputs:
     Raises:
         ConfigError: the date leaves no training window.
         MissingPartition: names the table and the days that were never built.
-        JobError: a partition was made with other data-set settings, no day has a catalogue, or no training day a positive.
+        JobError: a partition was made with other data-set settings, no day has a catalogue, no training day has a positive, or the
+            file of given SIDs is missing.
     """
     window, lake = config.run_window(day), Lake(config.paths.at("lake"))
     fit = days_between(window.train_first, window.fit_last)
@@ -125,6 +145,7 @@ def train_inputs(config: Config, day: date) -> TrainInputs:
         fit=lake.paths("examples", fit),
         validation=lake.paths("examples", validation),
         inputs=lake.inputs(needed),
+        sids=_sids_digest(config),
     )
     if not any(_has_positive(folder) for folder in found.fit):
         raise JobError(
@@ -132,6 +153,20 @@ def train_inputs(config: Config, day: date) -> TrainInputs:
             "check ingest of these days, or train for a date whose window has events"
         )
     return found
+
+
+def _sids_digest(config: Config) -> str:
+    given = config.train.given_sids
+    if config.model.assignment != "given":
+        if given:
+            raise JobError(f"train.given_sids {given}: used with model.assignment=given alone, found {config.model.assignment}")
+        return ""
+    if not Path(given).is_file():
+        raise JobError(
+            f"model.assignment is given: train.given_sids must name a Parquet file with item_id, s_1 .., found {given or 'nothing'}"
+        )
+    with Path(given).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _catalogue_days(window: Window) -> list[date]:

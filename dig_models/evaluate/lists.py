@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dig_models.evaluate.retrieval import NONE, own_frequency_list, popularity_list
 from dig_models.features import FeatureSpec
 from dig_models.retrieve.beam import Retrieved, top_items
-from dig_models.retrieve.options import SearchOptions
+from dig_models.retrieve.options import SearchOptions, U2t
 from dig_models.retrieve.rerank import Retriever, crosses_of
 from dig_models.train.data import RequestTable
 
@@ -37,7 +37,7 @@ class Search:
 
     beam: int
     rerank: int
-    u2t: Literal["mlp", "exact"]
+    u2t: U2t
     path_score: Literal["last", "sum_log"]
 
 

@@ -52,11 +52,13 @@ class Scores:
         rank_R: ranking path.
         exact_R: retrieval path at the full SID, u2t = exact mean of the crosses over the items that share it.
         mlp_R: the same with u2t from ``MLP_u2t``.
+        none_R: with the same u2t for every SID, its mean in training; empty if that was not asked for.
     """
 
     rank_R: Floats
     exact_R: Floats
     mlp_R: Floats
+    none_R: Floats
 
 
 def exposed_rows(requests: RequestTable) -> Rows:
@@ -95,7 +97,9 @@ def rank_rows(model: Dig, requests: RequestTable, items: ItemTable, *, chunk: in
 
 
 @torch.no_grad()
-def score_rows(retriever: Retriever, requests: RequestTable, *, chunk: int = 256, ready: Callable[[int], None] | None = None) -> Scores:
+def score_rows(
+    retriever: Retriever, requests: RequestTable, *, chunk: int = 256, ready: Callable[[int], None] | None = None, none: bool = False
+) -> Scores:
     """Score every exposed row with both paths.
 
     Args:
@@ -103,20 +107,21 @@ def score_rows(retriever: Retriever, requests: RequestTable, *, chunk: int = 256
         requests: made with the same item table.
         chunk: requests at a time.
         ready: told after each chunk how many requests are done.
+        none: also score without u2t, which only an ablation asks for.
     """
     leaf_N = _leaf_of_item(retriever)
-    parts: list[tuple[Floats, Floats, Floats]] = []
+    parts: list[tuple[Floats, ...]] = []
     for first in range(0, len(requests), chunk):
         index_B = np.arange(first, min(first + chunk, len(requests)), dtype=np.int64)
-        parts.append(_score_chunk(retriever, requests, index_B, leaf_N))
+        parts.append(_score_chunk(retriever, requests, index_B, leaf_N, none))
         if ready:
             ready(int(index_B[-1]) + 1)
     empty = np.zeros(0)
-    rank_R, exact_R, mlp_R = (np.concatenate([empty, *column]) for column in zip(*parts, strict=True)) if parts else (empty,) * 3
-    return Scores(rank_R=rank_R, exact_R=exact_R, mlp_R=mlp_R)
+    columns = [np.concatenate([empty, *column]) for column in zip(*parts, strict=True)] if parts else [empty] * 4
+    return Scores(**dict(zip(("rank_R", "exact_R", "mlp_R", "none_R"), columns, strict=True)))
 
 
-def _score_chunk(retriever: Retriever, requests: RequestTable, index_B: Ints, leaf_N: Ints) -> tuple[Floats, Floats, Floats]:
+def _score_chunk(retriever: Retriever, requests: RequestTable, index_B: Ints, leaf_N: Ints, none: bool) -> tuple[Floats, ...]:
     model = retriever.model
     batch = collate(requests, index_B, spec=retriever.spec, items=retriever.items, lookup=_no_lookup, keep_rate=1.0)
     users = model.user_side(batch)
@@ -129,9 +134,12 @@ def _score_chunk(retriever: Retriever, requests: RequestTable, index_B: Ints, le
     prefix_RD = retriever.nodes[-1].index_select(0, torch.from_numpy(leaf_R))
     exact_RC = torch.from_numpy(leaf_means(retriever, requests, index_B[request_R.numpy()], leaf_R))
     mlp_RC = model.predict_u2t(users, request_R, prefix_RD)
-    recall = [model.recall_logit(users, request_R, prefix_RD, u2t_RC, domain_R) for u2t_RC in (exact_RC, mlp_RC)]
-    rank, exact, mlp = (logit.double().numpy() for logit in (rank_R, *recall))
-    return rank, exact, mlp
+    usual_RC = model.norm_u2t.mean_SC[EXPOSED].expand_as(mlp_RC)
+    recall = [
+        model.recall_logit(users, request_R, prefix_RD, u2t_RC, domain_R) for u2t_RC in (exact_RC, mlp_RC, usual_RC)[: 3 if none else 2]
+    ]
+    scored = [logit.double().numpy() for logit in (rank_R, *recall)]
+    return tuple(scored if none else [*scored, np.zeros(0)])
 
 
 def leaf_means(retriever: Retriever, requests: RequestTable, request_R: Ints, leaf_R: Ints) -> NDArray[np.float32]:

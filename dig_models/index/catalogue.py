@@ -67,7 +67,7 @@ def save_items(folder: Path, items: ItemTable, spec: FeatureSpec) -> None:
     names.save(folder, NAMES)
     save_npy(folder / BY_ID, by_id(ids))
     for index, field in enumerate(spec.item_fields):
-        save_npy(folder / field_file(index), _narrow((items.numbers if field.kind == "numeric" else items.fields)[field.name]))
+        save_npy(folder / field_file(index), _narrow((items.numbers if field.is_number else items.fields)[field.name]))
     save_npy(folder / KEYS, items.key_KN)
 
 
@@ -98,7 +98,7 @@ def open_items(folder: Path, spec: FeatureSpec, count: int | None = None) -> Ite
     numbers: dict[str, NDArray[np.float32]] = {}
     for index, field in enumerate(spec.item_fields):
         path = folder / field_file(index)
-        if field.kind == "numeric":
+        if field.is_number:
             numbers[field.name] = open_npy(path, np.float32, (count,))
         else:
             fields[field.name] = open_npy(path, np.int32, (count,) if field.kind == "categorical" else (count, None))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dig_models.arrays import create_npy
 from dig_models.dig import Dig
+from dig_models.index.resolve import Resolved, publish
 from dig_models.items import ItemTable
 from dig_models.quantize.known import KnownSids
 from dig_models.retrieve.trie import Trie
@@ -71,6 +72,16 @@ def write_codes(model: Dig, items: ItemTable, sid_path: Path, embedding_path: Pa
         sid_NL[first:last] = item_codes(model, items.hash_N[first:last], e_RD).numpy()
         embedding_ND[first:last] = e_RD.numpy()
     sid_NL[0] = -1
+
+
+@torch.no_grad()
+def resolve_codes(model: Dig, items: ItemTable, sid_path: Path, embedding_path: Path, before: KnownSids | None) -> Resolved:
+    """Resolve the collisions of what ``write_codes`` wrote, in the file; see ``index.resolve.publish``."""
+    sid_NL, embedding_ND = np.load(sid_path, mmap_mode="r+"), np.load(embedding_path, mmap_mode="r")
+    known_N = (model.codes_held(items.hash_N)[:, 0] >= 0).numpy()
+    found = publish(sid_NL, embedding_ND, model.quantizer.code_LKD.numpy(), items.hash_N, known_N=known_N, before=before)
+    sid_NL.flush()
+    return found
 
 
 @torch.no_grad()

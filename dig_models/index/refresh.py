@@ -24,6 +24,7 @@ from dig_models.features import FeatureSpec, FeatureSpecMismatch
 from dig_models.index import generation as g
 from dig_models.index.catalogue import EMBEDDING, SID, Published, save_items
 from dig_models.index.encode import chunks, encode_rows, item_codes
+from dig_models.index.resolve import ARRIVED, KNOWN, STAYS, resolve
 from dig_models.index.state import HISTORY_HASH, HISTORY_ITEM, save_history_items
 from dig_models.index.writer import assemble, draft, link_or_copy, write_arrays, write_maps
 from dig_models.items import ItemTable
@@ -45,7 +46,25 @@ class Fresh:
     withdrawn: Ints
 
 
-def refresh(root: Path, fresh: Fresh, spec: FeatureSpec) -> str:
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """What a delta generation is made of.
+
+    Attributes:
+        home: folder of the whole generation ``base``.
+        held: items of the whole and of the current generation; ``arrived`` the new ones.
+        taken: rows of the new table among those of ``held`` and ``arrived``, one after the other.
+    """
+
+    home: Path
+    base: g.Manifest
+    model: Dig
+    held: list[Published]
+    arrived: ItemTable
+    taken: Ints
+
+
+def refresh(root: Path, fresh: Fresh, spec: FeatureSpec, *, resolve_collisions: bool = False) -> str:
     """Write the delta generation that the current one becomes, and return its id; nothing is switched. The caller holds ``locked(root)``.
 
     Doing it again changes nothing; if nothing is different from the whole generation, that one's id is returned.
@@ -54,6 +73,7 @@ def refresh(root: Path, fresh: Fresh, spec: FeatureSpec) -> str:
         root: the index folder.
         fresh: all that is different from the whole generation that the current one is, or was made from.
         spec: the feature spec in force, with which the new items' fields were made.
+        resolve_collisions: a new item whose SID is taken gets another last code, see ``index.resolve``.
 
     Raises:
         IndexMissing: nothing was published yet, or the whole generation is gone.
@@ -76,7 +96,8 @@ def refresh(root: Path, fresh: Fresh, spec: FeatureSpec) -> str:
     taken = _choose([*(one.items for one in held), fresh.arrived], fresh.withdrawn)
     if len(taken) < 2:
         raise g.NotIndexable(f"{root}: no item would be left of generation {base.id}; look at the items snapshot")
-    return assemble(root, lambda staging: _write(staging, homes[0], base, model, held, fresh.arrived, taken))
+    source = _Source(home=homes[0], base=base, model=model, held=held, arrived=fresh.arrived, taken=taken)
+    return assemble(root, lambda staging: _write(staging, source, resolve_collisions=resolve_collisions))
 
 
 def _published(home: Path, manifest: g.Manifest, spec: FeatureSpec) -> Published:
@@ -99,7 +120,8 @@ def _choose(tables: list[ItemTable], withdrawn: Ints) -> Ints:
     return np.concatenate([[0], row_N])
 
 
-def _write(staging: Path, home: Path, base: g.Manifest, model: Dig, held: list[Published], arrived: ItemTable, taken: Ints) -> g.Manifest:
+def _write(staging: Path, source: _Source, *, resolve_collisions: bool) -> g.Manifest:
+    home, base, model, held, arrived, taken = source.home, source.base, source.model, source.held, source.arrived, source.taken
     for name in base.files:
         if name.startswith((f"{g.MODEL}/", f"{g.STATE}/")) and name != f"{g.STATE}/{HISTORY_ITEM}":
             target = staging / name
@@ -109,6 +131,8 @@ def _write(staging: Path, home: Path, base: g.Manifest, model: Dig, held: list[P
     (staging / g.ITEMS).mkdir()
     save_items(staging / g.ITEMS, _merged([*(one.items for one in held), arrived], taken), model.spec)
     _write_codes(staging / g.ITEMS, model, held, arrived, taken)
+    if resolve_collisions:
+        _resolve(staging / g.ITEMS, source)
     reached("refresh.items_written")
     published = Published.open(staging / g.ITEMS, model.spec, items=len(taken) - 1, levels=base.levels, dim=base.width)
     trie = Trie.build(published.sid_NL)
@@ -174,3 +198,16 @@ def _write_codes(folder: Path, model: Dig, held: list[Published], arrived: ItemT
         rows = taken[new[a:b]] - first
         e_RD = encode_rows(model, arrived, rows)
         sid_NL[new[a:b]], embedding_ND[new[a:b]] = item_codes(model, arrived.hash_N[rows], e_RD).numpy(), e_RD.numpy()
+
+
+def _resolve(folder: Path, source: _Source) -> None:
+    """New items step aside for all that the whole and the current generation hold, withdrawn items included: these may come back."""
+    before = sum(len(one.items) for one in source.held)
+    new_N = source.taken >= before
+    known_R = (source.model.codes_held(source.arrived.hash_N[source.taken[new_N] - before])[:, 0] >= 0).numpy()
+    rank_N = np.full(len(source.taken), STAYS)
+    rank_N[new_N] = np.where(known_R, KNOWN, ARRIVED)
+    sid_NL, embedding_ND = np.load(folder / SID, mmap_mode="r+"), np.load(folder / EMBEDDING, mmap_mode="r")
+    taken_XL = np.concatenate([one.sid_NL[1:] for one in source.held])
+    resolve(sid_NL, embedding_ND, source.model.quantizer.code_LKD.numpy(), rank_N=rank_N, taken_XL=taken_XL)
+    sid_NL.flush()

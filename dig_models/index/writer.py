@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from dig_models.bundle import Bundle, load_network, save_network
+from dig_models.bundle import Bundle, BundleError, load_network, read_reserved, save_network
 from dig_models.cross_files import read_meta
 from dig_models.evaluate.sid_quality import churn, measure
 from dig_models.faults import reached
@@ -30,9 +30,10 @@ from dig_models.files import exclusive, naming_full_disk, replace_text, sync_dir
 from dig_models.index import generation as g
 from dig_models.index.catalogue import EMBEDDING, SID, Published, save_items
 from dig_models.index.diff import Sids, change_groups, counts, total
-from dig_models.index.encode import chunks, write_codes, write_nodes
+from dig_models.index.encode import chunks, resolve_codes, write_codes, write_nodes
 from dig_models.index.maps import ROW_GROUP, Codes, forward_rows, posting_rows, write_groups
 from dig_models.index.reader import codebook_digest
+from dig_models.index.resolve import kept
 from dig_models.index.state import save_state
 from dig_models.items import ItemTable
 from dig_models.quantize.known import KnownSids
@@ -55,6 +56,7 @@ class Release:
         items: the catalogue of ``day``; items that the model has not seen get the SID of their static fields.
         user_state: rows of ``user_state`` of ``day``.
         cross_arrays: folder of the cross arrays of ``day``.
+        resolve_collisions: an item whose SID is taken gets another last code, see ``index.resolve``.
     """
 
     day: date
@@ -64,6 +66,7 @@ class Release:
     items: ItemTable
     user_state: pa.Table
     cross_arrays: Path
+    resolve_collisions: bool = False
 
 
 def locked(root: Path, *, wait: bool = True) -> AbstractContextManager[None]:
@@ -105,7 +108,8 @@ def build(root: Path, release: Release) -> str:
             "loss.recall 0 or stopped in its warm-up), so its items have no semantic IDs; promote another version"
         )
     read_meta(release.cross_arrays, release.bundle.spec)
-    return assemble(root, lambda staging: write_content(staging, release))
+    before = _published(root) if release.resolve_collisions else None
+    return assemble(root, lambda staging: write_content(staging, release, before))
 
 
 def assemble(root: Path, write: Callable[[Path], g.Manifest]) -> str:
@@ -150,12 +154,18 @@ def _clear(root: Path) -> None:
             aside.rename(generation)
 
 
-def write_content(staging: Path, release: Release) -> g.Manifest:
-    """Write every file but delta and manifest, each as it is computed; returns the manifest as far as it is known then."""
-    save_network(staging / g.MODEL, release.bundle.model, release.bundle.info, reserve(release))
+def write_content(staging: Path, release: Release, before: KnownSids | None = None) -> g.Manifest:
+    """Write every file but delta and manifest, each as it is computed; returns the manifest as far as it is known then.
+
+    Args:
+        staging: an empty folder.
+        release: what is to be published.
+        before: SIDs that are published now, which items keep where collisions are resolved.
+    """
+    save_network(staging / g.MODEL, release.bundle.model, release.bundle.info, reserve(release, before))
     reached("index.model_written")
     model, _ = load_network(staging / g.MODEL)  # what serves is what was written
-    write_items(staging / g.ITEMS, release)
+    write_items(staging / g.ITEMS, release, before)
     spec = release.bundle.spec
     published = Published.open(staging / g.ITEMS, spec, items=len(release.items) - 1, levels=model.config.levels, dim=model.config.dim)
     trie = Trie.build(published.sid_NL)
@@ -176,11 +186,20 @@ def write_content(staging: Path, release: Release) -> g.Manifest:
     )
 
 
-def reserve(release: Release) -> KnownSids:
-    """SIDs that the model holds for items outside the catalogue of the day: one that comes back takes its own."""
+def reserve(release: Release, before: KnownSids | None = None) -> KnownSids:
+    """SIDs that the model holds for items outside the catalogue of the day: one that comes back takes its own.
+
+    Args:
+        release: what is to be published.
+        before: as for ``write_content``; an item that was published under another last code keeps that one.
+    """
     if not release.bundle.model.fixed:
         return KnownSids.none(release.bundle.model.config.levels)
-    return release.bundle.sids.without(release.items.hash_N[1:])
+    own = release.bundle.sids.without(release.items.hash_N[1:])
+    if before is None or before.levels != own.levels:
+        return own
+    was_XL, same_X = kept(own.hash_X, own.code_XL, before)
+    return KnownSids(own.hash_X, np.where(same_X[:, None], was_XL, own.code_XL))
 
 
 def draft(
@@ -212,11 +231,15 @@ def draft(
     )
 
 
-def write_items(folder: Path, release: Release) -> None:
-    """The catalogue's arrays, its SIDs and embeddings."""
+def write_items(folder: Path, release: Release, before: KnownSids | None = None) -> None:
+    """The catalogue's arrays, its SIDs and embeddings; ``before`` as for ``write_content``."""
     folder.mkdir()
     save_items(folder, release.items, release.bundle.spec)
-    write_codes(release.bundle.model.eval(), release.items, folder / SID, folder / EMBEDDING)
+    model = release.bundle.model.eval()
+    write_codes(model, release.items, folder / SID, folder / EMBEDDING)
+    if release.resolve_collisions:
+        found = resolve_codes(model, release.items, folder / SID, folder / EMBEDDING, before)
+        log.info("collisions: %d items got another last code, %d still share a SID", found.moved, found.left)
 
 
 def write_maps(staging: Path, items: ItemTable, sid_NL: Codes, trie: Trie) -> None:
@@ -374,6 +397,20 @@ def _whole(root: Path, generation: str) -> bool:
         log.info("index generation %s has to be written: %s", generation, error)
         return False
     return True
+
+
+def _published(root: Path) -> KnownSids | None:
+    """SIDs of the current generation and those it keeps for items that left; None if there is none, or none that can be read."""
+    now = g.current(root)
+    if now is None:
+        return None
+    try:
+        sids = Sids.read(g.generation_dir(root, now), now)
+        reserved = read_reserved(g.generation_dir(root, now) / g.MODEL)
+    except (g.IndexMissing, g.IndexCorrupt, BundleError) as error:
+        log.warning("collisions are resolved without the SIDs published before: %s", error)
+        return None
+    return KnownSids(sids.hash_M, sids.code_ML).over(reserved)
 
 
 def _previous(root: Path, generation: str) -> tuple[str | None, Sids | None]:

@@ -29,7 +29,7 @@ class FieldEmbedding(nn.Module):
         self.dim = dim
         self.single = [f for f in fields if f.kind == "categorical"]
         self.bags = [f for f in fields if f.kind in ("multi", "text")]
-        self.numbers = [f for f in fields if f.kind == "numeric"]
+        self.numbers = [f for f in fields if f.is_number]
         bucketed = [*self.single, *self.bags]
         starts = np.cumsum([0, *(f.buckets for f in bucketed)])
         self.offset = {f.name: int(at) for f, at in zip(bucketed, starts, strict=False)}
@@ -82,3 +82,8 @@ class FieldEmbedding(nn.Module):
         if self.numbers and value_MQ is not None:
             parts.append(value_MQ.sign() * value_MQ.abs().log1p())
         return torch.cat(parts, dim=1) if parts else self.table.weight.new_zeros((rows, 0))
+
+
+def renamed(prefix: str, fields: Sequence[FieldSpec]) -> list[FieldSpec]:
+    """Fields with a prefix to their names, so that a user field and a context field may have the same name."""
+    return [f.model_copy(update={"name": f"{prefix}_{f.name}"}) for f in fields]

@@ -5,13 +5,23 @@ Shape suffixes: ``X`` items known, ``N`` items asked for, ``L`` levels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dig_models.features import hash_id
+
 Ints = NDArray[np.int64]
+
+
+class SidsError(ValueError):
+    """A file of SIDs cannot be used; the message names the file, what was found and what was expected."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,3 +83,50 @@ class KnownSids:
         """These, and of the other those items that are not among these."""
         rest = other.without(self.hash_X)
         return KnownSids.of(np.concatenate([self.hash_X, rest.hash_X]), np.concatenate([self.code_XL, rest.code_XL]))
+
+
+def read_sids(path: Path, *, levels: int, codes: int) -> KnownSids:
+    """SIDs made beforehand, by whatever tool: a Parquet file with ``item_id`` (text) and ``s_1 .. s_L`` (integers from 0).
+
+    Args:
+        path: the file; further columns are left alone.
+        levels: SID length that the model has.
+        codes: size K of its codebooks.
+
+    Raises:
+        SidsError: no such file, columns that are missing or of another type, SIDs of another length, codes out of range, an item twice.
+    """
+    try:
+        schema = pq.read_schema(path)
+        found = sum(name.startswith("s_") and name[2:].isdigit() for name in schema.names)
+        names = [f"s_{level + 1}" for level in range(levels)]
+        if "item_id" not in schema.names or found != levels or not set(names) <= set(schema.names):
+            raise SidsError(
+                f"{path}: columns item_id and s_1 .. s_{levels} expected, found {', '.join(schema.names)}; "
+                f"for SIDs of {found} codes set model.levels={found}"
+            )
+        wrong = [n for n in names if not pa.types.is_integer(schema.field(n).type)]
+        if wrong or not (pa.types.is_string(schema.field("item_id").type) or pa.types.is_large_string(schema.field("item_id").type)):
+            name = wrong[0] if wrong else "item_id"
+            raise SidsError(f"{path}: column {name} is of type {schema.field(name).type}; item_id must be text and codes whole numbers")
+        table = pq.read_table(path, columns=["item_id", *names])
+    except (OSError, pa.ArrowException) as error:
+        raise SidsError(f"{path}: no Parquet file of SIDs ({str(error).splitlines()[0]})") from None
+    if any(table.column(name).null_count for name in table.column_names) or not len(table):
+        raise SidsError(f"{path}: {len(table)} rows, with empty cells or none at all; every row must name an item and all its codes")
+    code_ML = np.stack([table.column(name).to_numpy().astype(np.int64) for name in names], axis=1)
+    if code_ML.min() < 0 or code_ML.max() >= codes:
+        raise SidsError(
+            f"{path}: codes from {code_ML.min()} to {code_ML.max()}, the model's codebooks have codes 0..{codes - 1}; "
+            f"set model.codes={int(code_ML.max()) + 1} or make shorter codebooks"
+        )
+    try:
+        return KnownSids.of(np.array([hash_id(item) for item in table.column("item_id").to_pylist()], dtype=np.int64), code_ML)
+    except ValueError as error:
+        raise SidsError(f"{path}: {error}") from None
+
+
+def write_sids(path: Path, item_ids: Sequence[str], code_ML: NDArray[np.signedinteger[Any]]) -> None:
+    """Write SIDs as ``read_sids`` reads them."""
+    codes = {f"s_{level + 1}": pa.array(code_ML[:, level].astype(np.int32)) for level in range(code_ML.shape[1])}
+    pq.write_table(pa.table({"item_id": pa.array(item_ids, pa.string()), **codes}), path)

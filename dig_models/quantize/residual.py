@@ -2,6 +2,8 @@
 
 Addressing: code vectors ``c_{l,k}``, used for the argmin only, moved by exponential moving averages over the catalogue and
 never by a gradient. Semantics: a learnable table ``e_sid_{l,k}`` that the losses train; the scoring path reads nothing else.
+Coupled (an ablation), the table is a copy of the code vectors after every move and no gradient trains it, as in VQ-VAE with moving
+averages (arXiv 1711.00937, appendix A.1).
 
 Shape suffixes: ``M`` items, ``L`` levels, ``K`` codes of a level, ``D`` width.
 """
@@ -22,7 +24,7 @@ class ResidualQuantizer(nn.Module):
         code_LKD: code vectors, buffers.
         count_LK, sum_LKD: moving averages of how many items a code has and of their residuals' sum; ``c = sum / count``.
         idle_LK: steps since a code last had an item.
-        semantic: ``e_sid`` as an embedding of ``L * K`` rows.
+        semantic: ``e_sid`` as an embedding of ``L * K`` rows; ``coupled``: the code vectors.
         built: whether ``start`` has been called.
     """
 
@@ -32,11 +34,12 @@ class ResidualQuantizer(nn.Module):
     idle_LK: Tensor
     built: Tensor
 
-    def __init__(self, levels: int, codes: int, dim: int, decay: float, dead_after: int) -> None:
+    def __init__(self, levels: int, codes: int, dim: int, decay: float, dead_after: int, *, coupled: bool = False) -> None:
         super().__init__()
-        self.levels, self.codes, self.decay, self.dead_after = levels, codes, decay, dead_after
+        self.levels, self.codes, self.decay, self.dead_after, self.coupled = levels, codes, decay, dead_after, coupled
         self.semantic = nn.Embedding(levels * codes, dim)
         nn.init.zeros_(self.semantic.weight)
+        self.semantic.weight.requires_grad_(not coupled)
         self.register_buffer("code_LKD", torch.zeros(levels, codes, dim))
         self.register_buffer("count_LK", torch.zeros(levels, codes))
         self.register_buffer("sum_LKD", torch.zeros(levels, codes, dim))
@@ -109,6 +112,8 @@ class ResidualQuantizer(nn.Module):
         # Averages of a code that stays empty shrink towards 0/0 together; below this its vector is left alone.
         alive_LK1 = (self.count_LK > 1e-6).unsqueeze(2)
         self.code_LKD.copy_(torch.where(alive_LK1, self.sum_LKD / self.count_LK.clamp_min(1e-6).unsqueeze(2), self.code_LKD))
+        if self.coupled:
+            self.semantic.weight.copy_(self.code_LKD.flatten(0, 1))
         self.idle_LK.copy_(torch.where(number_LK > 0, 0, self.idle_LK + 1))
         return number_LK
 

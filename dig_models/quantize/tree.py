@@ -23,15 +23,15 @@ BALANCED_ITERATIONS = 3
 
 
 @dataclass(frozen=True)
-class BalancedTree:
-    """The tree as a residual quantizer.
+class CodebookStart:
+    """SIDs and the residual codebooks that go with them: those of a tree, or of SIDs made beforehand.
 
     Attributes:
         code_LKD: code vectors.
         sid_NL: the items' tokens.
         count_LK: items of each code.
-        collision_rate: of ``sid_NL``; 0 if ``N <= K^L``.
-        nearest_collision_rate: of the same items once each takes its nearest codes instead of its place in the tree.
+        collision_rate: of ``sid_NL``; 0 for a tree if ``N <= K^L``.
+        nearest_collision_rate: of the same items once each takes its nearest codes instead of its own.
     """
 
     code_LKD: Floats
@@ -41,7 +41,7 @@ class BalancedTree:
     nearest_collision_rate: float
 
 
-def balanced_tree(e_ND: Floats, levels: int, codes: int, seed: int) -> BalancedTree:
+def balanced_tree(e_ND: Floats, levels: int, codes: int, seed: int) -> CodebookStart:
     """Build the tree; the same input and seed give the same tree.
 
     Raises:
@@ -64,15 +64,49 @@ def balanced_tree(e_ND: Floats, levels: int, codes: int, seed: int) -> BalancedT
     sid = np.stack(sid_NL, axis=1)
     code = np.stack(code_LKD)
     counts = np.stack([np.bincount(t, minlength=codes) for t in sid_NL])
-    nearest = _nearest(e_ND.astype(np.float32), code)
-    return BalancedTree(code, sid, counts, _collisions(sid), _collisions(nearest))
+    nearest = nearest_codes(e_ND.astype(np.float32), code)
+    return CodebookStart(code, sid, counts, _collisions(sid), _collisions(nearest))
+
+
+def codebooks_of(e_ND: Floats, sid_NL: Ints, codes: int, seed: int) -> CodebookStart:
+    """Codebooks of SIDs made beforehand: ``c_{l,k}`` = mean residual of the items with code ``k`` on level ``l``.
+
+    A code without items goes to a random residual of its level, as a dead code does. An item without a SID gets its nearest codes.
+
+    Args:
+        e_ND: item embeddings.
+        sid_NL: SIDs, -1 for an item that has none.
+        codes: size K of a codebook.
+        seed: of the residuals for codes without items.
+
+    Raises:
+        ValueError: no item has a SID, or a code lies outside the codebook.
+    """
+    has_N: NDArray[np.bool_] = np.asarray(sid_NL.min(axis=1) >= 0)
+    if not has_N.any():
+        raise ValueError(f"none of {len(sid_NL)} items has a SID: expected the item ids of this data set")
+    if sid_NL.max() >= codes:
+        raise ValueError(f"codes run up to {sid_NL.max()}, the codebooks have codes 0..{codes - 1}")
+    rng = np.random.default_rng(seed)
+    residual = e_ND[has_N].astype(np.float32)
+    code_LKD, count_LK = [], []
+    for token_M in sid_NL[has_N].T:
+        center_KD = _means(residual, token_M, residual[rng.integers(0, len(residual), codes)])
+        residual = residual - center_KD[token_M]
+        code_LKD.append(center_KD)
+        count_LK.append(np.bincount(token_M, minlength=codes))
+    code = np.stack(code_LKD)
+    nearest = nearest_codes(e_ND.astype(np.float32), code)
+    sid = np.where(has_N[:, None], sid_NL, nearest)
+    return CodebookStart(code, sid, np.stack(count_LK), _collisions(sid), _collisions(nearest))
 
 
 def _collisions(sid_NL: Ints) -> float:
     return 1.0 - len(np.unique(sid_NL, axis=0)) / len(sid_NL)
 
 
-def _nearest(e_ND: Floats, code_LKD: Floats) -> Ints:
+def nearest_codes(e_ND: Floats, code_LKD: Floats) -> Ints:
+    """Nearest residual codes, ``(N, D) -> (N, L)``; the lower number wins a tie."""
     residual, tokens = e_ND, []
     for code_KD in code_LKD:
         token_N = _distances(residual, code_KD).argmin(1)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dig_models.retrieve.allowed import AllowedItems
 from dig_models.retrieve.trie import Int64
+
+U2t = Literal["mlp", "exact", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,7 @@ class SearchOptions:
         k: items returned a request.
         beam: prefixes kept at each level, for all requests or for each.
         rerank: retrieved items (at least ``k``) scored again by the ranking path with real crosses; 0 keeps the path scores.
-        u2t: prefix crosses: the exact mean over the prefix, or ``MLP_u2t``.
+        u2t: prefix crosses: the exact mean over the prefix, ``MLP_u2t``, or ``none``, the same for every prefix (ablation).
         path_score: ``last`` ranks by the current prefix's probability, ``sum_log`` by the sum of the path's log-probabilities.
         allowed: items that may be returned at all (stock, region, category, freshness), for all requests or for each; a bool array
             by item row, or, where a mask serves many calls, what ``Retriever.allow`` made of it. Needs no rebuilt trie.
@@ -36,7 +38,7 @@ class SearchOptions:
     k: int = 10
     beam: int | Sequence[int] = 200
     rerank: int = 400
-    u2t: Literal["mlp", "exact"] = "exact"
+    u2t: U2t = "exact"
     path_score: Literal["last", "sum_log"] = "last"
     allowed: NDArray[np.bool_] | AllowedItems | Sequence[AllowedItems] | None = None
     exclude_bought: bool = False
@@ -49,7 +51,7 @@ class SearchOptions:
         for name, value, least in lowest:
             if value < least:
                 raise ValueError(f"search option {name}: {value} found, expected at least {least}")
-        for name, one, known in (("u2t", self.u2t, ("mlp", "exact")), ("path_score", self.path_score, ("last", "sum_log"))):
+        for name, one, known in (("u2t", self.u2t, get_args(U2t)), ("path_score", self.path_score, ("last", "sum_log"))):
             if one not in known:
                 raise ValueError(f"search option {name}: {one!r} found, expected one of {', '.join(known)}")
 

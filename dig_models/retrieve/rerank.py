@@ -26,9 +26,9 @@ from dig_models.items import ItemTable
 from dig_models.nn.attention import UserSide
 from dig_models.retrieve.allowed import AllowedItems, RequestFilter
 from dig_models.retrieve.beam import OPEN, Retrieved, beam_search, node_embeddings, top_items
-from dig_models.retrieve.options import SearchOptions
+from dig_models.retrieve.options import SearchOptions, U2t
 from dig_models.retrieve.prefix_u2t import ExactU2t, Profiles
-from dig_models.retrieve.scorer import PrefixScorer
+from dig_models.retrieve.scorer import PrefixCrosses, PrefixScorer
 from dig_models.retrieve.trie import Int64, Trie
 from dig_models.train.data import RequestTable, collate
 
@@ -122,7 +122,7 @@ class Retriever:
         """Exact crosses of prefixes."""
         return ExactU2t(self.trie, self.items.key_KN, self.spec, self.store)
 
-    def warm(self, requests: RequestTable, *, u2t: Literal["mlp", "exact"] = "exact") -> Retriever:
+    def warm(self, requests: RequestTable, *, u2t: U2t = "exact") -> Retriever:
         """Answer the first of some requests, so that later ones find everything that is made when first needed."""
         if len(requests):
             self.search(requests, np.zeros(1, dtype=np.int64), SearchOptions(u2t=u2t, exclude_bought=True))
@@ -140,7 +140,7 @@ class Retriever:
         k: int,
         beam: int | Sequence[int],
         rerank: int,
-        u2t: Literal["mlp", "exact"] = "exact",
+        u2t: U2t = "exact",
         path_score: Literal["last", "sum_log"] = "last",
         exclude_bought: bool = False,
         allowed_N: NDArray[np.bool_] | None = None,
@@ -198,14 +198,13 @@ class Retriever:
             side: ``users`` of these positions.
             options: lists in it hold one entry for each of ``part``.
         """
-        exact = options.u2t == "exact"
         return beam_search(
             self.scorer,
             self.trie,
-            self.scorer.users(side, mlp=not exact),
+            self.scorer.users(side, mlp=options.u2t == "mlp"),
             beam=options.beam,
             limit=max(options.k, options.rerank),
-            u2t=self.exact.of(requests.user_B[part], requests.ts_B[part], requests.offer_B[part]) if exact else None,
+            u2t=self._prefix_crosses(requests, part, options.u2t),
             path_score=options.path_score,
             filters=self._filters(requests, part, options),
         )
@@ -247,6 +246,14 @@ class Retriever:
         """Model crosses ``(P, C)`` of pairs of requests and item rows."""
         user_P, ts_P, offer_P = requests.user_B[request_P], requests.ts_B[request_P], requests.offer_B[request_P]
         return self.spec.transform(self.store.pairs(user_P, ts_P, offer_P, item_P))
+
+    def _prefix_crosses(self, requests: RequestTable, part: Int64, u2t: U2t) -> PrefixCrosses | None:
+        if u2t == "mlp":
+            return None
+        if u2t == "exact":
+            return self.exact.of(requests.user_B[part], requests.ts_B[part], requests.offer_B[part])
+        usual_C = self.model.norm_u2t.mean_SC[OPEN].numpy()
+        return lambda level, user_R, node_R: np.broadcast_to(usual_C, (len(node_R), len(usual_C))).copy()
 
     def _filters(self, requests: RequestTable, part: Int64, options: SearchOptions) -> list[RequestFilter] | None:
         """What each request may be answered with; None if that is everything."""

@@ -8,6 +8,7 @@ jointly from the first step. Learning rate and batches are functions of the step
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,7 @@ from dig_models.dig import Dig
 from dig_models.quantize.residual import zero_moments
 from dig_models.train import checkpoint, optim
 from dig_models.train.distributed import World
+from dig_models.train.hard import HardNegatives
 from dig_models.train.stream import ExampleStream, Prefetcher
 from dig_models.train.validate import validate
 
@@ -162,9 +164,24 @@ class _Run:
         self.lengths = [setup.train.plan(epoch).steps for epoch in range(self.epochs)]
         self.steps = sum(self.lengths)
         self.warmup = 0 if setup.warm else int(self.config.warmup_fraction * self.steps)
+        self.hard = self._hard_negatives()
         self.record = Record()
         self.usage: dict[str, float] = {}
         torch.manual_seed(self.config.seed + 1_000_003 * (world.rank + 1))
+
+    def _hard_negatives(self) -> HardNegatives | None:
+        config, stream = self.config, self.setup.train
+        if not config.hard_negatives or self.model.config.loss.recall == 0:
+            return None
+        return HardNegatives(
+            model=self.model,
+            lookup=stream.lookup,
+            each=config.hard_negatives,
+            beam=config.hard_beam,
+            offset=math.log((len(stream.items) - 1) / config.random_negatives),
+            seed=config.seed,
+            rank=self.world.rank,
+        )
 
     def fit(self) -> Record:
         found = checkpoint.newest(self.setup.checkpoints, self.setup.lineage, self.world)
@@ -187,10 +204,11 @@ class _Run:
         self.model.train()
         meter, waited, clock = _Meter(), 0.0, time.perf_counter()
         with Prefetcher(self.setup.train.epoch(epoch, self.record.step - begin), self.config.prefetch) as batches:
-            for batch in batches:
+            for fresh in batches:
                 if self.record.step == self.warmup and not self.setup.warm:
                     clock += self._aside(self._start_codebooks)
-                losses = self._step(batch.to(self.world.device))
+                batch = self._harder(fresh.to(self.world.device))
+                losses = self._step(batch)
                 meter.add(losses, batch.requests, batch.rows, batches.wait_seconds - waited)
                 waited = batches.wait_seconds
                 step = self.record.step
@@ -210,6 +228,10 @@ class _Run:
         seconds = time.perf_counter() - since
         self.record.other_seconds += seconds
         return seconds
+
+    def _harder(self, batch: Batch) -> Batch:
+        """The batch with hard negatives, once there are codebooks to draw them by."""
+        return self.hard.added_to(batch) if self.hard and self.record.step >= self.warmup else batch
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:
         phase = "warmup" if self.record.step < self.warmup else "joint"

@@ -114,6 +114,8 @@ def rename_codes(model: Dig, label_LK: NDArray[np.int64]) -> None:
     if label_LK.shape != (levels, codes) or not np.array_equal(np.sort(label_LK, axis=1), np.tile(np.arange(codes), (levels, 1))):
         raise ValueError(f"expected for each of {levels} levels a permutation of 0..{codes - 1}, found labels of shape {label_LK.shape}")
     model.quantizer.rename(torch.from_numpy(label_LK))
+    if model.exploration is not None:
+        model.exploration.rename(torch.from_numpy(label_LK))
     code_NL = renamed(model.code_NL.cpu().numpy(), label_LK)
     model.code_NL.copy_(torch.from_numpy(code_NL))
     model.reserved = KnownSids(model.reserved.hash_X, renamed(model.reserved.code_XL, label_LK))

@@ -115,7 +115,7 @@ def _offers(config: Config) -> Gate:
 def _item_features(config: Config) -> Gate:
     spec = config.dataset.spec()
     numeric = [f.column for f in spec.item_fields if f.kind == "numeric"]
-    buckets = [f for f in spec.item_fields if f.kind != "numeric"]
+    buckets = [f for f in spec.item_fields if not f.is_number]
     pops = [f"pop_{w}" for w in spec.windows]
     return Gate(
         table="item_features",

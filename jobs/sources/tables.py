@@ -28,6 +28,7 @@ from pyspark.sql import functions as F
 
 from jobs.config import DatasetConfig, TableConfig, TablesSource
 from jobs.sources.base import RawDataError, Source, day_frame, fingerprint, local_files, parquet_schema
+from jobs.sources.packages import location
 
 CSV_OPTIONS = {"header": "true", "mode": "FAILFAST", "enforceSchema": "false"}
 TEXT = ("string", "bigint", "int", "smallint", "tinyint", "boolean")
@@ -76,7 +77,7 @@ class Tables(Source):
         for name in RAW_OF[table]:
             raw = self._table(name)
             if raw is not None:
-                path = raw.path.replace("{ds}", day.isoformat())
+                path = location(name, raw).replace("{ds}", day.isoformat())
                 if path not in self._digests:
                     self._digests[path] = fingerprint(local_files(name, path))
                 found[f"raw.{name}"] = {day.isoformat() if "{ds}" in raw.path else "all": self._digests[path]}
@@ -125,7 +126,8 @@ class Tables(Source):
         if table is None:
             raise ValueError(f"data set {self.dataset.name}: no raw table {name}")
         daily = "{ds}" in table.path
-        paths = [table.path.replace("{ds}", day.isoformat()) for day in days] if daily else [table.path]
+        path = location(name, table)
+        paths = [path.replace("{ds}", day.isoformat()) for day in days] if daily else [path]
         files = [file for path in paths for file in local_files(name, path)]
         if table.format == "parquet":
             schema = parquet_schema(name, files)

@@ -353,3 +353,25 @@ def test_a_run_too_early_to_train_names_the_first_date_possible(conf: Path) -> N
     assert config.run_window(earliest).fit_last == config.run_window(earliest).train_first
     with pytest.raises(ConfigError):
         config.run_window(date.fromordinal(earliest.toordinal() - 1))
+
+
+def test_popularity_as_an_item_field_decides_no_rows_but_what_a_model_reads(conf: Path) -> None:
+    before, after = (load(conf, sets, {}).dataset for sets in ([], ["dataset.item_popularity=[30]"]))
+    assert after.rows_digest() == before.rows_digest()
+    one, other = before.spec(), after.spec()
+    assert other.digest != one.digest and other.lake_digest == one.lake_digest == one.digest
+    assert [f.column for f in other.item_fields if f.is_number] == ["pop_30"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["dataset.item_popularity=[8]"], r"item_popularity: windows among u2i.windows \[7, 30, 90\] expected, found 8"),
+        (["dataset.item_popularity=[7, 7]"], "item_popularity: each name once expected, found 7"),
+        (['dataset.item_fields=[{"name": "pop_7", "kind": "popularity"}]'], "popularity is not a declared field"),
+        (['dataset.item_fields=[{"name": "pop_7"}]', "dataset.item_popularity=[7]"], "each name once expected, found pop_7"),
+    ],
+)
+def test_popularity_that_cannot_be_is_refused(sets: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(CONF_DIR / "local.yaml", sets, {})

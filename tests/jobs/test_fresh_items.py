@@ -70,3 +70,9 @@ def test_a_type_whose_text_differs_is_refused() -> None:
 def test_a_missing_column_is_named() -> None:
     with pytest.raises(JobError, match="column brand is missing, found item_id"):
         item_rows(items().drop_columns(["brand"]), dataset())
+
+
+def test_a_new_item_that_nobody_bought_has_no_popularity() -> None:
+    rows = item_rows(items(), load(sets=["dataset.item_popularity=[7, 30]"], environ={}).dataset)
+    assert rows.column("pop_7").to_pylist() == rows.column("pop_30").to_pylist() == [0.0, 0.0]
+    assert "pop_7" not in item_rows(items(), dataset()).column_names

@@ -336,3 +336,20 @@ def test_the_champion_of_a_real_registry_is_indexed(world: World, tmp_path: Path
     done = publish(world, DAY, config)
     assert done.generation.startswith("2017-11-15-v1-")
     assert json.loads((job.index_root(config) / g.GENERATIONS / done.generation / g.MANIFEST).read_text())["model_version"] == "1"
+
+
+def test_collisions_are_resolved_where_the_settings_say_so_and_stay_resolved_the_next_day(world: World) -> None:
+    world.config = load(sets=[f"paths.{n}={world.config.paths.at(n)}" for n in ("lake", "runs", "index")], environ={})  # type: ignore[arg-type]
+    spec, items = world.config.dataset.spec(), synthetic.make_items(world.config.dataset.spec(), ITEMS)
+    world.bundle = world.bundle.with_name("bundle-crowded")
+    save_bundle(world.bundle, synthetic.make_model(spec, items, levels=2, codes=9, seed=1), items, {"date": DAY.isoformat()})
+    plain = g.read_manifest(world.root, publish(world).generation)
+    assert plain.quality["collision_rate"] > 0
+    index = world.config.index.model_copy(update={"resolve_collisions": True})
+    resolving = world.config.model_copy(update={"index": index})
+    first = IndexReader.open(world.root, publish(world, config=resolving).generation)
+    assert first.manifest.quality["collision_rate"] < plain.quality["collision_rate"]
+    second = IndexReader.open(world.root, publish(world, DAY + timedelta(days=1), resolving).generation)
+    sids = [{str(item): reader.sid(row) for row, item in enumerate(reader.bundle.items.id_N) if row} for reader in (first, second)]
+    alone = {item for item, sid in sids[0].items() if list(sids[0].values()).count(sid) == 1}
+    assert {i: sids[1][i] for i in alone & sids[1].keys()} == {i: sids[0][i] for i in alone & sids[1].keys()}

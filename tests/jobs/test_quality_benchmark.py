@@ -5,7 +5,7 @@ from datetime import date
 import evaluation_world as ew
 import pytest
 
-from benchmarks import quality
+from benchmarks import judging, quality
 from dig_models.bundle import load_bundle
 from dig_models.evaluate import ranking
 from dig_models.evaluate.scoring import exposed_rows, rank_rows
@@ -59,10 +59,10 @@ def test_a_date_of_the_acceptance_period_is_refused_unless_it_is_asked_for(tmp_p
     config = ew.settings(tmp_path, "dataset.acceptance_from=2017-12-02")
     first = date(2017, 12, 2)
     with pytest.raises(ConfigError, match=r"2017-12-02: its evaluation days reach into the acceptance period.*--acceptance"):
-        quality.judged_date(config, first, acceptance=False)
-    assert quality.judged_date(config, first, acceptance=True) == first
-    assert quality.judged_date(config, date(2017, 12, 1), acceptance=False) == date(2017, 12, 1)
-    assert quality.judged_date(config, None, acceptance=False) == config.dataset.default_date
+        judging.judged_date(config, first, acceptance=False)
+    assert judging.judged_date(config, first, acceptance=True) == first
+    assert judging.judged_date(config, date(2017, 12, 1), acceptance=False) == date(2017, 12, 1)
+    assert judging.judged_date(config, None, acceptance=False) == config.dataset.default_date
 
 
 def test_the_figures_are_drawn(found):

@@ -15,7 +15,7 @@ from dig_models.bundle import Bundle, load_bundle
 from dig_models.config import LAUNCH
 from dig_models.features import bucket_of, hash_id
 from dig_models.items import ItemTable
-from dig_models.quantize.known import KnownSids
+from dig_models.quantize.known import KnownSids, read_sids, write_sids
 from dig_models.train.warm import between, rename_codes, unaligned
 from jobs import runs
 from jobs.config import Config
@@ -337,3 +337,85 @@ def test_progress_names_step_speed_and_time_left(config: Config, tmp_path: Path,
     assert {e["stage"] for e in events} == {"train"}
     assert events[-1]["done"] == events[-1]["total"] == runs.read(config, tw.DAY, "train")["steps"]
     assert all({"examples_per_s", "eta_s"} <= e.keys() for e in events)
+
+
+def sids_file(config: Config, path: Path, *, ids: int = tw.ew.ITEMS) -> Path:
+    rng = np.random.default_rng(3)
+    write_sids(path, [f"item-{i}" for i in range(ids)], rng.integers(0, config.model.codes, (ids, config.model.levels)))
+    return path
+
+
+def test_sids_made_beforehand_belong_to_the_lineage_by_content_not_by_place(config: Config, tmp_path: Path) -> None:
+    def lineage(path: Path) -> str:
+        sets = ("model.assignment=given", f"train.given_sids={path}")
+        return train_inputs(tw.settings(Path(config.paths.home), *sets), tw.DAY).lineage(ranks=1, ancestor="")
+
+    first = sids_file(config, tmp_path / "one.parquet")
+    moved = Path(shutil.copy(first, tmp_path / "two.parquet"))
+    assert lineage(first) == lineage(moved) != lineage(sids_file(config, tmp_path / "one.parquet", ids=20))
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (("model.assignment=given",), "train.given_sids must name a Parquet file .* found nothing"),
+        (("model.assignment=given", "train.given_sids=/no/such.parquet"), "found /no/such.parquet"),
+        (("train.given_sids=/no/such.parquet",), "used with model.assignment=given alone, found online_rq"),
+    ],
+)
+def test_a_setting_without_its_other_half_is_refused(config: Config, sets: tuple[str, ...], message: str) -> None:
+    with pytest.raises(JobError, match=message):
+        train_inputs(tw.settings(Path(config.paths.home), *sets), tw.DAY)
+
+
+@pytest.mark.slow
+def test_a_training_from_sids_made_beforehand_publishes_them_and_starts_from_no_older_model(config: Config, tmp_path: Path) -> None:
+    assert trained(config) == 0
+    promoted(config, tw.DAY)
+    path = sids_file(config, tmp_path / "sids.parquet", ids=tw.ew.ITEMS - 3)
+    assert trained(config, "model.assignment=given", f"train.given_sids={path}") == 0
+    report, bundle = runs.read(config, tw.DAY, "train"), bundle_of(config, tw.DAY)
+    given = read_sids(path, levels=config.model.levels, codes=config.model.codes)
+    assert report["ancestor"] is None and report["alignment"] is None and report["examples"] > 0
+    assert np.array_equal(bundle.sids.find(given.hash_X), given.code_XL)
+    assert len(bundle.sids) == tw.ew.ITEMS, "items that the file does not know get nearest codes"
+    write_sids(path, ["stranger"], np.zeros((1, config.model.levels), dtype=np.int64))
+    assert trained(config, "model.assignment=given", f"train.given_sids={path}") == 2
+
+
+def with_popularity(config: Config) -> None:
+    """Popularity that says of which day it is; the last item is in no catalogue before the window, in its place is another."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for back in range(11):
+        for file in day_files(config, "item_features", back):
+            table = pq.read_table(file, partitioning=None)
+            for window in config.dataset.u2i.windows:
+                table = table.append_column(f"pop_{window}", pa.array([float(window * 100 - back)] * len(table)))
+            if back == 10:
+                for name, other in (("item_id", "stranger"), ("item_hash", hash_id("stranger"))):
+                    values = [*table.column(name).to_pylist()[:-1], other]
+                    table = table.set_column(table.column_names.index(name), name, [values])
+            pq.write_table(table, file)
+
+
+def test_popularity_that_the_encoder_reads_is_of_the_day_before_the_first_example(config: Config) -> None:
+    with_popularity(config)
+    found = train_inputs(tw.settings(Path(config.paths.home), "dataset.item_popularity=[30]"), tw.DAY)
+    for table in (found.items_shown(), found.items_known()):
+        assert sorted(set(table.column("pop_30").to_pylist())) == [0.0, 3000.0 - 10], "an item without a catalogue then has 0"
+        assert table.column("pop_30").to_pylist().count(0.0) == 1
+        assert set(table.column("pop_7").to_pylist()) != {700.0 - 10}, "what the encoder does not read is as it was"
+    assert found.lineage(ranks=1, ancestor="") != train_inputs(config, tw.DAY).lineage(ranks=1, ancestor="")
+
+
+@pytest.mark.slow
+def test_a_model_that_reads_popularity_trains_on_the_same_lake(config: Config) -> None:
+    with_popularity(config)
+    assert trained(config, "dataset.item_popularity=[30]") == 0
+    bundle = bundle_of(config, tw.DAY)
+    assert [f.name for f in bundle.spec.item_fields if f.is_number] == ["pop_30"]
+    assert set(bundle.items.numbers["pop_30"][1:].tolist()) == {3000.0 - 2}, (
+        "the catalogue that the bundle serves has the last closed day's"
+    )

@@ -180,3 +180,21 @@ def test_a_damaged_model_is_refused_rather_than_answered(world: World, spec: Fea
     broken = Retriever.of(model, spec, retriever.items, retriever.store, codes_NL=retriever.trie.item_codes())
     with pytest.raises(ValueError, match="prefix scores of level 1: a score is not a finite number"):
         broken.retrieve(requests, np.array([0]), k=3, beam=3, rerank=0)
+
+
+def test_without_u2t_no_prefix_is_told_apart_by_crosses(world: World) -> None:
+    """The scores of a search are those of the model with the same crosses for every prefix: their mean in training."""
+    retriever, requests, _ = world
+    index = np.arange(len(USERS))
+    found = retriever.search(requests, index, SearchOptions(k=10, beam=500, rerank=0, u2t="none"))
+    model, side = retriever.model, retriever.users(requests, index)
+    usual = model.norm_u2t.mean_SC[1]
+    with torch.no_grad():
+        for g in index:
+            leaf = torch.from_numpy(retriever.trie.item_codes()[found.item_GJ[g]])
+            at = torch.full((len(leaf),), int(g))
+            prefix = model.prefix_embeddings(leaf)[:, -1]
+            logit = model.recall_logit(side, at, prefix, usual.expand(len(leaf), -1), torch.ones_like(at))
+            assert np.allclose(torch.nn.functional.logsigmoid(logit).numpy(), found.score_GJ[g], atol=1e-4)
+    exact = retriever.search(requests, index, SearchOptions(k=10, beam=500, rerank=0))
+    assert not np.array_equal(exact.item_GJ, found.item_GJ)

@@ -1,0 +1,155 @@
+"""What each part of the method is worth: the same training with one thing changed, over several seeds, on the same rows.
+
+    python -m benchmarks.ablation [--features] [--date 2017-11-15] [--seeds 2017 7 18] [--rows gumbel_sdud ...] [--quick]
+
+Every row of ``ablation_rows`` is trained under torchrun in a home of its own under ``<paths.home>/benchmarks/ablation`` and judged on the
+evaluation days of the date: ranking, the retrieval path on the same impressions, and lists over the whole catalogue with and without
+re-ranking. A run that is there is not done again (``ablation_runs``), so the script goes on where it was stopped; ``--again`` judges anew.
+``--features`` first builds what the lake lacks, from the raw tables on.
+
+Writes ``benchmarks/results/ablation.json``, ``.txt`` and ``.png`` (``--quick``: ``ablation-quick``), after every seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.ablation_rows import ROWS, Row, chosen
+from benchmarks.ablation_runs import Place, Run, runs_of
+from benchmarks.ablation_table import plot, summary, text
+from benchmarks.judging import RESULTS, asked, build_features
+from jobs.config import ConfigError, load
+from jobs.runs import write_json
+
+SEEDS = (2017, 7, 18)
+QUICK = (
+    "window.train_days=12",
+    "window.validation_days=2",
+    "train.epochs=1",
+    "evaluate.max_requests=200",
+    "evaluate.bootstrap=100",
+)
+"""Settings of ``--quick``: every row once, on two weeks; shows that the table can be made, not what the rows are worth."""
+
+
+def run_all(runs: Sequence[Run], rows: Sequence[Row], write: Any) -> dict[str, list[dict[str, Any]]]:
+    """Do what is not done, telling on standard error how far it is; ``write`` is called when all rows have one seed more."""
+    records: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
+    missing = len({run.key for run in runs if run.kept() is None})
+    done, since = 0, time.monotonic()
+    for number, run in enumerate(runs, start=1):
+        there = run.kept() is not None
+        if not there:
+            _say(f"run {number}/{len(runs)}  {run.row.name}, seed {run.seed} ...")
+        record = run.done()
+        records[run.row.name].append(record)
+        done += not there
+        figures = {name: record["figures"].get(name) for name in ("rank_auc", "path_auc", "recall@10_all")}
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if value is not None)
+        left = (time.monotonic() - since) / done * (missing - done) if done else 0.0
+        state = "there already" if there else f"{record['wall_seconds']:.0f} s"
+        _say(f"run {number}/{len(runs)}  {run.row.name}, seed {run.seed}: {shown}  ({state}; about {left / 60:.0f} min left)")
+        if number % len(rows) == 0:
+            write(records)
+    return records
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def report(place: Place, rows: Sequence[Row], records: dict[str, list[dict[str, Any]]], folder: Path, name: str) -> str:
+    """Write figures, table and plot; returns the table."""
+    every = [record for some in records.values() for record in some]
+    if len({(record["rows"], record["users"]) for record in every}) != 1:
+        raise ValueError("the runs were judged on different rows: give --again to judge all of them anew")
+    codes = sorted({record["code"] for record in every})
+    window = place.config.run_window(place.day)
+    found = summary(records, place.config.evaluate.confidence) | {
+        "date": place.day.isoformat(),
+        "dataset": place.config.dataset.name,
+        "sample_users": place.config.dataset.sample_users,
+        "acceptance": place.config.in_acceptance(place.day),
+        "evaluation": [window.eval_first.isoformat(), window.eval_last.isoformat()],
+        "settings": list(place.sets),
+        "judged": {what: every[0][what] for what in ("rows", "users")} | {"requests": max(record["requests"] for record in every)},
+        "labels": {row.name: row.label for row in rows},
+        "code": codes,
+    }
+    head = (
+        f"{place.config.dataset.name}, {place.day}, {len(next(iter(records.values())))} seed(s), {found['judged']['rows']} rows, "
+        f"{found['judged']['requests']} requests, {found['judged']['users']} users\n"
+    )
+    if len(codes) > 1:
+        head += f"NOTE: the runs were made by {len(codes)} versions of the code; --again makes them all by this one\n"
+    table = head + "\n" + text(found, rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{name}.json", found)
+    (folder / f"{name}.txt").write_text(table, encoding="utf-8")
+    plot(found, rows, head.splitlines()[0]).savefig(folder / f"{name}.png", dpi=130)
+    return table
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--date", type=date.fromisoformat, help="default: the default date of the data set")
+    parser.add_argument("--acceptance", action="store_true", help="allow a date in the acceptance period")
+    parser.add_argument("--config", type=Path, default=None)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--seeds", type=int, nargs="+", default=None, help=f"default: {' '.join(map(str, SEEDS))}; --quick: the first")
+    parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help=f"some of: {', '.join(ROWS)}; default: the grid")
+    parser.add_argument("--quick", action="store_true", help="one seed on two weeks: under ten minutes on two cores")
+    parser.add_argument("--features", action="store_true", help="build first what the lake lacks")
+    parser.add_argument("--again", action="store_true", help="judge anew what is there; a training with the same lineage is kept")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    return parser
+
+
+def main() -> None:
+    """Parse the options, run, write, and print the table."""
+    parser = _parser()
+    args = parser.parse_args()
+    whole, day = asked(parser, args)
+    sets = (*(QUICK if args.quick else ()), *args.set)
+    try:
+        config, rows = load(args.config, sets), chosen(args.rows)
+    except (ConfigError, ValueError) as error:
+        parser.error(str(error))
+    name = "ablation-quick" if args.quick else "ablation"
+    home = Path(config.paths.home).resolve() / "benchmarks" / name / day.isoformat()
+    place = Place(config=config, day=day, settings=args.config, sets=sets, home=home)
+    runs = runs_of(place, rows, args.seeds or (SEEDS[:1] if args.quick else SEEDS))
+    if args.again:
+        for run in runs:
+            run.file.unlink(missing_ok=True)
+    table = ""
+
+    def write(records: dict[str, list[dict[str, Any]]]) -> None:
+        nonlocal table
+        table = report(place, rows, records, args.results, name)
+
+    if args.features:  # with the whole window in a quick run too: the lake is that of the daily run
+        try:
+            build_features(whole, day, args.config, args.set)
+        except subprocess.CalledProcessError as error:
+            parser.exit(2, f"the features were not built: python -m jobs.backfill ended with status {error.returncode}\n")
+    torch.set_num_threads(config.train.ranks * config.train.threads_per_rank)  # trainings are processes of their own
+    try:
+        run_all(runs, rows, write)
+    except subprocess.CalledProcessError as error:
+        parser.exit(2, f"a training ended with status {error.returncode}; its train.log under {home / 'models'} says why\n")
+    print(table, end="")
+
+
+if __name__ == "__main__":
+    main()

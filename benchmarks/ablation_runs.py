@@ -1,0 +1,248 @@
+"""One run of the ablation: train a row with a seed, judge it on the evaluation days, and keep the figures with their bootstrap samples.
+
+A run is a JSON file named by a digest of all that decides it (settings of training, search and evaluation, date, seed, tokenizer), so what
+is there is not done again, and two rows that mean the same share one. The draws of the bootstrap are the same in every run, so differences
+of samples are paired by user. Code is not part of the digest: the file says which code made it, and the table says if that differs.
+
+Shape suffixes: ``S`` bootstrap replicates, ``U`` users, ``Q`` requests, ``N`` catalogue rows, ``L`` levels.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.ablation_rows import Row
+from benchmarks.judging import Floats, Ints, Judged, changes_of, trained
+from dig_models.bundle import Bundle
+from dig_models.config import LAUNCH
+from dig_models.evaluate import bootstrap, ranking, sid_quality
+from dig_models.evaluate.lists import VARIANTS, Contender, Lists, Search, recommend_all
+from dig_models.evaluate.scoring import Rows, exposed_rows, rank_rows, score_rows
+from dig_models.index.resolve import publish
+from dig_models.items import ItemTable
+from dig_models.quantize.known import write_sids
+from dig_models.retrieve.rerank import Retriever
+from dig_models.tokenizers.base import Tokenizer
+from dig_models.tokenizers.rkmeans import ResidualKMeans
+from dig_models.tokenizers.rqvae import RqVae
+from jobs.config import Config, load
+from jobs.dataset_config import digest_of
+from jobs.evaluate import Draws, finite
+from jobs.lake import code_digest
+from jobs.runs import write_json
+from jobs.train_inputs import CODE, train_inputs
+
+K = 10
+TOKENIZERS: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in (RqVae, ResidualKMeans)}
+JUDGED_BY = (
+    "benchmarks.ablation_runs", "benchmarks.judging", "dig_models.evaluate", "dig_models.index.resolve", "dig_models.retrieve",
+    "dig_models.tokenizers",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What all runs have in common.
+
+    Attributes:
+        config: settings in force; its ``train.seed`` draws the bootstrap.
+        settings, sets: the file and overrides that they were read from.
+        home: folder of the ablation.
+    """
+
+    config: Config
+    day: date
+    settings: Path | None
+    sets: tuple[str, ...]
+    home: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A row with a seed."""
+
+    place: Place
+    row: Row
+    seed: int
+
+    @cached_property
+    def home(self) -> Path:
+        """``paths.home`` of its training; rows that use one model share it."""
+        return self.place.home / "models" / f"{self.row.model}-{self.seed}"
+
+    @cached_property
+    def sets(self) -> list[str]:
+        """All overrides of its training but the file of SIDs."""
+        tracking = self.place.home / "mlflow"
+        changes = {"mlflow.tracking_uri": f"sqlite:///{tracking}/mlflow.db", **self.row.sets}
+        return [*self.place.sets, *changes_of(self.place.config, self.home, self.seed, changes)]
+
+    @cached_property
+    def config(self) -> Config:
+        """Settings of its training, without the file of SIDs."""
+        return load(self.place.settings, self.sets)
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of all that decides its figures, but the code."""
+        config, row = self.config, self.row
+        facts = {
+            "date": self.place.day.isoformat(),
+            "settings": config.digest("model", "window", "retrieve", "evaluate"),
+            "train": config.train.model_dump(mode="json", exclude={*LAUNCH, "given_sids"}),
+            "processes": config.train.ranks * config.train.hosts,
+            "dataset": [config.dataset.rows_digest(), config.dataset.spec().digest],
+            "tokenizer": row.tokenizer,
+            "u2t": row.u2t or config.model.u2t_inference,
+            "resolve": row.resolve,
+            "draws": self.place.config.train.seed,
+        }
+        return digest_of(facts)[:20]
+
+    @property
+    def file(self) -> Path:
+        """Where its figures are kept."""
+        return self.place.home / "runs" / f"{self.key}.json"
+
+    def kept(self) -> dict[str, Any] | None:
+        """Its figures, if it was done; what a killed run left is none, for files appear whole."""
+        if not self.file.is_file():
+            return None
+        found: dict[str, Any] = json.loads(self.file.read_text())
+        return found
+
+    def done(self) -> dict[str, Any]:
+        """Its figures; trains and judges if they are not there.
+
+        Raises:
+            CalledProcessError: the training failed; ``train.log`` in its home says why.
+        """
+        found = self.kept()
+        if found is not None:
+            return found
+        since = time.perf_counter()
+        sets, spent = self._with_sids()
+        (self.place.home / "mlflow").mkdir(parents=True, exist_ok=True)
+        bundle = trained(self.place.day, self.home, self.place.settings, sets, self.home / "train.log")
+        report = json.loads((self.home / "checkpoints" / self.place.day.isoformat() / "train.json").read_text())
+        record = {
+            "key": self.key,
+            "model": self.row.model,
+            "seed": self.seed,
+            "lineage": report["lineage"],
+            "code": code_digest(*CODE, *JUDGED_BY),
+            "train": {name: report[name] for name in ("seconds", "steps", "examples")} | {"tokenizer_seconds": spent},
+            **judge(self.place.config, self.place.day, bundle, self.row),
+            "wall_seconds": time.perf_counter() - since,
+        }
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        cleaned: dict[str, Any] = finite(record)
+        write_json(self.file, cleaned)
+        return cleaned
+
+    def _with_sids(self) -> tuple[list[str], float]:
+        """Overrides with the file of SIDs, made by the row's tokenizer from the items that training shows; and the seconds it took."""
+        if not self.row.tokenizer:
+            return self.sets, 0.0
+        since = time.perf_counter()
+        spec, shape = self.config.dataset.spec(), self.config.model
+        inputs = train_inputs(self.place.config, self.place.day)
+        items = ItemTable.from_arrow(inputs.items_shown(), spec)
+        tokenizer = TOKENIZERS[self.row.tokenizer].fit(items, spec, levels=shape.levels, codes=shape.codes, seed=self.seed)
+        everyone = ItemTable.from_arrow(inputs.items_known(), spec)
+        path = self.home / "sids.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_sids(path, [str(item) for item in everyone.id_N[1:]], tokenizer.encode(everyone)[1:])
+        return [*self.sets, f"train.given_sids={path}"], time.perf_counter() - since
+
+
+def judge(config: Config, day: date, bundle: Bundle, row: Row) -> dict[str, Any]:
+    """Figures of a model on the evaluation days, and each figure's bootstrap samples.
+
+    Args:
+        config: settings of the comparison: window, search, draws.
+        day: date of the run.
+        bundle: the model.
+        row: how it retrieves; a model without SIDs is judged on ranking alone.
+
+    Returns:
+        ``figures`` and ``samples`` by name, ``references`` (the baselines' the same way), ``sid``, and ``rows, requests, users``.
+    """
+    judged = Judged.open(config, day, config.evaluate.max_requests, bundle)
+    requests, draws, rows = judged.requests, judged.draws, exposed_rows(judged.requests)
+    out: dict[str, Any] = {"rows": len(rows.label_R), "users": len(draws.users), "requests": 0, "references": {}, "sid": None}
+    if bundle.model.config.loss.recall == 0:
+        figures = _ranked("rank", rank_rows(bundle.model, requests, bundle.items), rows, draws)
+        return out | _split(figures)
+    code_NL = _codes(bundle, resolve=row.resolve)
+    retriever = Retriever.of(bundle.model, bundle.spec, bundle.items, judged.store, codes_NL=code_NL)
+    u2t = row.u2t or bundle.model.config.u2t_inference
+    scores = score_rows(retriever, requests, none=u2t == "none")
+    path_R = {"exact": scores.exact_R, "mlp": scores.mlp_R, "none": scores.none_R}[u2t]
+    figures = _ranked("rank", scores.rank_R, rows, draws) | _ranked("path", path_R, rows, draws)
+    search = Search(beam=config.retrieve.beam, rerank=config.retrieve.rerank, u2t=u2t, path_score=bundle.model.config.path_score)
+    lists, _ = recommend_all([Contender(name="dig", retriever=retriever, search=search)], requests, judged.index_Q, k=K)
+    found = _retrieved(lists, judged)
+    figures |= found.pop("dig") | {f"path_{name}": of for name, of in found.pop("dig_path").items()}
+    quality = sid_quality.measure(code_NL[1:], bundle.model.config.codes)
+    sid = {
+        "collision_rate": quality.collision_rate,
+        "shared_rate": 1.0 - quality.unique_rate,
+        "codes_used": [level.used / level.codes for level in quality.levels],
+    }
+    return out | _split(figures) | {"requests": len(judged.index_Q), "references": {n: _split(of) for n, of in found.items()}, "sid": sid}
+
+
+def _codes(bundle: Bundle, *, resolve: bool) -> Ints:
+    code_NL = np.array(bundle.codes_NL, dtype=np.int64)
+    if resolve:
+        model, known_N = bundle.model, np.ones(len(code_NL), dtype=np.bool_)
+        embedding_ND, code_LKD = model.encode_catalogue().numpy(), model.quantizer.code_LKD.numpy()
+        publish(code_NL, embedding_ND, code_LKD, bundle.items.hash_N, known_N=known_N, before=None)
+    return code_NL
+
+
+Figures = dict[str, tuple[float, Floats]]
+"""By name: the figure, and its bootstrap samples ``(S,)``."""
+
+
+def _ranked(path: str, score_R: Floats, rows: Rows, draws: Draws) -> Figures:
+    user_R = draws.of(rows.user_R)
+    users = ranking.auc_by_group(score_R, rows.label_R, user_R, rows.weight_R)
+    both = np.isfinite(users.auc_G)
+    weight_G, draw_SG = users.weight_G[both], draws.draw_SU[:, users.group_G[both]]
+    gauc_S = draw_SG @ (weight_G * users.auc_G[both]) / np.maximum(draw_SG @ weight_G, 1e-300)
+    auc_S = bootstrap.auc_samples(score_R, rows.label_R, rows.weight_R, user_R, draws.draw_SU)
+    return {
+        f"{path}_auc": (ranking.auc(score_R, rows.label_R, rows.weight_R), auc_S),
+        f"{path}_gauc": (ranking.gauc(score_R, rows.label_R, rows.user_R, rows.weight_R), gauc_S),
+    }
+
+
+def _retrieved(lists: Lists, judged: Judged) -> dict[str, Figures]:
+    """By method: ``<figure>_<variant>``, as ``recall@10_new``."""
+    out: dict[str, Figures] = {}
+    for variant in VARIANTS:
+        for method, list_QK in lists[variant].items():
+            values = judged.values(variant, list_QK, K)
+            figures = {f"{name}_{variant}": (judged.mean(value_Q), judged.samples(value_Q)) for name, value_Q in values.items()}
+            out.setdefault(method, {}).update(figures)
+    return out
+
+
+def _split(figures: Figures) -> dict[str, Any]:
+    return {"figures": {n: value for n, (value, _) in figures.items()}, "samples": {n: of.tolist() for n, (_, of) in figures.items()}}
+
+
+def runs_of(place: Place, rows: Sequence[Row], seeds: Sequence[int]) -> list[Run]:
+    """Every row with every seed; a seed is finished before the next begins, so that there is a whole table early."""
+    return [Run(place=place, row=row, seed=seed) for seed in seeds for row in rows]

@@ -1,0 +1,223 @@
+"""What the comparisons of models share: trainings in homes of their own, the date to judge on, and figures from one set of draws.
+
+Shape suffixes: ``Q`` requests, ``K`` ranks, ``R`` rows, ``U`` users, ``S`` bootstrap replicates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dig_models.bundle import Bundle, load_bundle
+from dig_models.crosses import CrossStore
+from dig_models.evaluate import bootstrap, ranking, retrieval
+from dig_models.evaluate.lists import VARIANTS, Variant
+from dig_models.evaluate.scoring import Rows
+from dig_models.retrieve.rerank import Retriever
+from dig_models.train.data import RequestTable, request_columns
+from jobs.config import Config, ConfigError, load
+from jobs.dates import days_between
+from jobs.evaluate import Draws, chosen_requests, relevant_items
+from jobs.lake import Lake
+
+RESULTS = Path(__file__).parent / "results"
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def judged_date(config: Config, asked: date | None, *, acceptance: bool) -> date:
+    """The date to compare on: the one asked for, else the data set's default.
+
+    Raises:
+        ConfigError: it is judged on days of the acceptance period, and that was not asked for.
+    """
+    day = asked or config.dataset.default_date
+    if config.in_acceptance(day) and not acceptance:
+        raise ConfigError(
+            f"date {day}: its evaluation days reach into the acceptance period, which starts on {config.dataset.acceptance_from} and is "
+            "reported, never tuned on; take an earlier date, or add --acceptance for the final report"
+        )
+    return day
+
+
+def asked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[Config, date]:
+    """Settings and date that the options ask for; a mistake in them ends the program with one message and status 2."""
+    try:
+        config = load(args.config, args.set)
+        return config, judged_date(config, args.date, acceptance=args.acceptance)
+    except ConfigError as error:
+        parser.error(str(error))
+
+
+def changes_of(config: Config, home: Path, seed: int, changes: Mapping[str, object]) -> list[str]:
+    """Settings of a training in a home of its own on the common lake, as ``KEY=VALUE``; none starts from an older model."""
+    own = {"paths.home": home, "paths.lake": config.paths.at("lake"), "train.seed": seed, "train.warm_start": "false", **changes}
+    return [f"{key}={value}" for key, value in own.items()]
+
+
+def trained(day: date, home: Path, settings: Path | None, sets: Sequence[str], log: Path | None = None) -> Bundle:
+    """Bundle of a training under torchrun (done at once if it is there with the same lineage).
+
+    Args:
+        day: its date.
+        home: ``paths.home`` as in ``sets``.
+        settings: settings file to hand on.
+        sets: all overrides.
+        log: file for what the training says; None leaves it on the terminal.
+
+    Raises:
+        CalledProcessError: the training failed.
+    """
+    command = _job("launch", settings, sets, "--date", day.isoformat())
+    if log is None:
+        subprocess.run(command, check=True, env=_environment())
+    else:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w", encoding="utf-8") as out:
+            subprocess.run(command, check=True, env=_environment(), stdout=out, stderr=subprocess.STDOUT)
+    return load_bundle(home / "checkpoints" / day.isoformat() / "bundle")
+
+
+def build_features(config: Config, day: date, settings: Path | None, sets: Sequence[str]) -> None:
+    """Build the days that a run for ``day`` reads, as far as they are not up to date; no Spark session is started if all are.
+
+    Raises:
+        CalledProcessError: a feature job failed; what it said is on standard error.
+    """
+    first = config.run_window(day).train_first
+    subprocess.run(_job("backfill", settings, sets, "--from", first.isoformat(), "--to", day.isoformat()), check=True, env=_environment())
+
+
+def _job(name: str, settings: Path | None, sets: Sequence[str], *options: str) -> list[str]:
+    given = ["--config", str(settings)] if settings else []
+    return [sys.executable, "-m", f"jobs.{name}", *options, *given, *(part for one in sets for part in ("--set", one))]
+
+
+def _environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k != "DIG_PROGRESS"}
+
+
+class Judge:
+    """AUC with intervals on one set of rows, from one set of bootstrap draws."""
+
+    def __init__(self, config: Config, rows: Rows) -> None:
+        self.rows, self.confidence = rows, config.evaluate.confidence
+        users, self.user_R = np.unique(rows.user_R, return_inverse=True)
+        self.draw_SU = bootstrap.draws(len(users), config.evaluate.bootstrap, config.train.seed)
+
+    def samples(self, score_R: Floats) -> Floats:
+        """AUC of every replicate."""
+        return bootstrap.auc_samples(score_R, self.rows.label_R, self.rows.weight_R, self.user_R.astype(np.int64), self.draw_SU)
+
+    def auc(self, score_R: Floats) -> float:
+        """AUC of all rows."""
+        return ranking.auc(score_R, self.rows.label_R, self.rows.weight_R)
+
+    def method(self, scores: Sequence[Floats]) -> dict[str, Any]:
+        """Figures of a method, averaged over seeds."""
+        rows, values = self.rows, [self.auc(score) for score in scores]
+        return {
+            "auc": float(np.mean(values)),
+            "auc_by_seed": values,
+            "auc_ci": bootstrap.interval(np.mean([self.samples(s) for s in scores], axis=0), self.confidence),
+            "gauc": float(np.mean([ranking.gauc(s, rows.label_R, rows.user_R, rows.weight_R) for s in scores])),
+        }
+
+    def difference(self, one: Sequence[Floats], other: Sequence[Floats]) -> dict[str, Any]:
+        """AUC of one method less another's, paired over users, averaged over seeds."""
+        gaps = [float(np.mean([self.auc(s) for s in scores])) for scores in (one, other)]
+        samples = [np.mean([self.samples(s) for s in scores], axis=0) for scores in (one, other)]
+        return {"auc": gaps[0] - gaps[1], "auc_ci": bootstrap.interval(samples[0] - samples[1], self.confidence)}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The evaluation days of a model as the daily evaluation has them, for lists and scores that others bring.
+
+    Attributes:
+        requests: every request of the days; ``index_Q`` are those that lists are judged on.
+        bought: item rows that the user of each of them bought before.
+        draws: over the users of all requests, so differences of samples are paired by user.
+    """
+
+    config: Config
+    day: date
+    bundle: Bundle
+    store: CrossStore
+    requests: RequestTable
+    index_Q: Ints
+    bought: list[Ints]
+    draws: Draws
+
+    @classmethod
+    def open(cls, config: Config, day: date, most: int, bundle: Bundle | None = None) -> Judged:
+        """Read what the evaluation of ``day`` reads.
+
+        Args:
+            config: its lake and checkpoints hold a finished training for the day.
+            day: the run date.
+            most: requests to judge lists on.
+            bundle: the model whose catalogue counts; that of the day by default.
+        """
+        window, lake = config.run_window(day), Lake(config.paths.at("lake"))
+        if bundle is None:
+            bundle = load_bundle(Path(config.paths.at("checkpoints")) / day.isoformat() / "bundle", config.dataset.spec())
+        spec = bundle.spec
+        columns = [*request_columns(spec), "request_id"]
+        table = lake.read_arrow("examples", days_between(window.eval_first, window.eval_last), columns=columns)
+        requests = RequestTable.from_arrow(table, spec, bundle.items)
+        store = CrossStore.open(lake.folder("cross_arrays", day), spec, bundle.items)
+        index_Q = chosen_requests(requests, table.column("request_id").to_pylist(), most)
+        bought = [store.bought(int(requests.user_B[b]), int(requests.ts_B[b])) for b in index_Q]
+        return cls(config, day, bundle, store, requests, index_Q, bought, Draws.over(config, requests.user_B))
+
+    @cached_property
+    def retriever(self) -> Retriever:
+        """The model of the run on its catalogue."""
+        bundle = self.bundle
+        return Retriever.of(bundle.model, bundle.spec, bundle.items, self.store, codes_NL=bundle.codes_NL)
+
+    @cached_property
+    def user_Q(self) -> Ints:
+        """Index of each judged request's user into the draws."""
+        return self.draws.of(self.requests.user_B[self.index_Q])
+
+    @cached_property
+    def relevant(self) -> dict[Variant, list[Ints]]:
+        """Relevant item rows of each judged request, by variant."""
+        return {v: relevant_items(self.requests, self.index_Q, self.bought if v == "new" else None) for v in VARIANTS}
+
+    def excluded(self, variant: Variant) -> list[Ints]:
+        """Item rows that no list of a variant may hold."""
+        return self.bought if variant == "new" else [b[:0] for b in self.bought]
+
+    def values(self, variant: Variant, list_QK: Ints, k: int = 10) -> dict[str, Floats]:
+        """``recall@k`` and ``ndcg@k`` of each request, NaN where nothing is relevant; lists are padded with -1."""
+        relevant = self.relevant[variant]
+        size_Q = np.array([len(r) for r in relevant], dtype=np.int64)
+        flat, offset = np.concatenate([np.zeros(0, np.int64), *relevant]), np.concatenate([[0], np.cumsum(size_Q)])
+        hit = retrieval.hits(list_QK, flat, offset)
+        return {f"recall@{k}": retrieval.recall_at(hit, size_Q, k), f"ndcg@{k}": retrieval.ndcg_at(hit, size_Q, k)}
+
+    def mean(self, value_Q: Floats) -> float:
+        """Mean over the requests that have a value; NaN if none has."""
+        return float(np.nanmean(value_Q)) if np.isfinite(value_Q).any() else float("nan")
+
+    def samples(self, value_Q: Floats) -> Floats:
+        """Mean over requests in each bootstrap replicate, ``(S,)``."""
+        return bootstrap.mean_samples(value_Q, self.user_Q, self.draws.draw_SU)
+
+    def figure(self, value_Q: Floats) -> dict[str, Any]:
+        """Mean over requests with its interval."""
+        return {"mean": self.mean(value_Q), "ci": self.draws.interval(self.samples(value_Q))}

@@ -1,0 +1,106 @@
+"""What every tokenizer does: fit on a catalogue, give codes to items, be kept in a folder and come back from it.
+
+Shape suffixes: ``N`` rows of the item table (row 0 unknown), ``L`` levels, ``K`` codes, ``D`` width.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dig_models.features import FeatureSpec
+from dig_models.files import replace_text
+from dig_models.items import ItemTable
+from dig_models.tokenizers.content import ContentVectors
+
+Ints = NDArray[np.int64]
+STATE, SETTINGS = "tokenizer.safetensors", "tokenizer.json"
+_COMPONENTS = "content.component_VD"
+
+
+class TokenizerError(ValueError):
+    """A stored tokenizer is missing, damaged or of another kind; the message names the file and what was expected."""
+
+
+class Tokenizer(ABC):
+    """SIDs from items alone.
+
+    Attributes:
+        kind: name of the method, also in settings and files.
+        content: items as vectors.
+        levels: SID length L; codes: size K of each level's codebook.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, content: ContentVectors, levels: int, codes: int) -> None:
+        self.content, self.levels, self.codes = content, levels, codes
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, items: ItemTable, spec: FeatureSpec, *, levels: int, codes: int, seed: int) -> Self:
+        """Learn from a catalogue; the same catalogue and seed give the same codes.
+
+        Raises:
+            ValueError: the catalogue is too small, or a field does not fit the spec.
+        """
+
+    @abstractmethod
+    def encode(self, items: ItemTable) -> Ints:
+        """Codes ``(N, L)`` of any table, cold items included; -1 for the unknown item in row 0."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """All tensors that ``encode`` needs, without the content vectors'."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, content: ContentVectors, levels: int, codes: int, state: dict[str, Tensor]) -> Self:
+        """The tokenizer that ``state`` is of."""
+
+    def save(self, path: Path) -> None:
+        """Write it to a folder; ``tokenizer.json`` comes last, so a folder without it is none."""
+        path.mkdir(parents=True, exist_ok=True)
+        (path / SETTINGS).unlink(missing_ok=True)
+        tensors = {_COMPONENTS: torch.from_numpy(self.content.component_VD), **self.state()}
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path / STATE)
+        settings = {"kind": self.kind, "levels": self.levels, "codes": self.codes, "spec": self.content.spec.digest}
+        replace_text(path / SETTINGS, json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, path: Path, spec: FeatureSpec) -> Self:
+        """What ``save`` wrote.
+
+        Raises:
+            TokenizerError: a file is missing or damaged, or holds a tokenizer of another kind.
+            FeatureSpecMismatch: made with another feature spec.
+        """
+        try:
+            settings = json.loads((path / SETTINGS).read_text())
+            tensors = load_file(path / STATE)
+            kind, digest = settings["kind"], settings["spec"]
+            levels, codes = int(settings["levels"]), int(settings["codes"])
+            component_VD = tensors.pop(_COMPONENTS).numpy()
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise TokenizerError(f"{path}: holds no whole tokenizer ({str(error).splitlines()[0]}); fit it again") from None
+        if kind != cls.kind:
+            raise TokenizerError(f"{path}: a tokenizer of kind {kind!r} found, {cls.kind!r} expected")
+        spec.require(digest, f"tokenizer {path}")
+        try:
+            return cls.from_state(ContentVectors(spec=spec, component_VD=component_VD), levels, codes, tensors)
+        except (KeyError, RuntimeError) as error:
+            raise TokenizerError(f"{path / STATE}: not the tensors of a {kind} tokenizer ({str(error).splitlines()[0]})") from None
+
+
+def without_unknown(code_ML: Ints) -> Ints:
+    """Codes of rows ``1..N-1`` as codes of all rows."""
+    return np.concatenate([np.full((1, code_ML.shape[1]), -1, dtype=np.int64), code_ML])

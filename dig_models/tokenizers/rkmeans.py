@@ -1,0 +1,61 @@
+"""Residual k-means over content vectors: level by level, what the centres so far leave is clustered again."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from dig_models.features import FeatureSpec
+from dig_models.items import ItemTable
+from dig_models.quantize.tree import nearest_codes
+from dig_models.tokenizers.base import Ints, Tokenizer, without_unknown
+from dig_models.tokenizers.content import ContentVectors
+
+Floats = NDArray[np.float32]
+
+
+class ResidualKMeans(Tokenizer):
+    """Nearest centres of residual k-means, ``code_LKD``."""
+
+    kind = "rkmeans"
+
+    def __init__(self, content: ContentVectors, code_LKD: Floats) -> None:
+        super().__init__(content, *code_LKD.shape[:2])
+        self.code_LKD = code_LKD
+
+    @classmethod
+    def fit(cls, items: ItemTable, spec: FeatureSpec, *, levels: int, codes: int, seed: int) -> Self:
+        """See ``Tokenizer.fit``."""
+        content = ContentVectors.fit(items, spec, seed=seed)
+        return cls(content, residual_kmeans(content.of(items)[1:], levels, codes, seed))
+
+    def encode(self, items: ItemTable) -> Ints:
+        """See ``Tokenizer.encode``."""
+        return without_unknown(nearest_codes(self.content.of(items)[1:], self.code_LKD))
+
+    def state(self) -> dict[str, Tensor]:
+        """See ``Tokenizer.state``."""
+        return {"code_LKD": torch.from_numpy(self.code_LKD)}
+
+    @classmethod
+    def from_state(cls, content: ContentVectors, levels: int, codes: int, state: dict[str, Tensor]) -> Self:
+        """See ``Tokenizer.from_state``."""
+        return cls(content, state["code_LKD"].view(levels, codes, -1).numpy())
+
+
+def residual_kmeans(x_MD: Floats, levels: int, codes: int, seed: int) -> Floats:
+    """Centres ``(L, K, D)``; where there are fewer distinct residuals than codes, the rest lie at the first centre and stay empty."""
+    residual, centers = x_MD.astype(np.float32), []
+    for level in range(levels):
+        count = min(codes, len(np.unique(residual, axis=0)))
+        fitted = KMeans(count, n_init=1, random_state=seed + level).fit(residual)
+        center_KD = np.repeat(fitted.cluster_centers_[:1], codes, axis=0).astype(np.float32)
+        center_KD[:count] = fitted.cluster_centers_
+        residual = residual - center_KD[nearest_codes(residual, center_KD[None])[:, 0]]
+        centers.append(center_KD)
+    return np.stack(centers)

@@ -1,0 +1,136 @@
+"""What every tokenizer that is made beforehand must do, and what each does of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+import torch
+
+from dig_models.features import FeatureSpec, FeatureSpecMismatch
+from dig_models.items import ItemTable
+from dig_models.tokenizers.base import SETTINGS, STATE, Tokenizer, TokenizerError
+from dig_models.tokenizers.content import ContentVectors
+from dig_models.tokenizers.rkmeans import ResidualKMeans, residual_kmeans
+from dig_models.tokenizers.rqvae import RqVae, RqVaeSettings
+
+QUICK = RqVaeSettings(epochs=30, batch=64, hidden=32, latent=8)
+FITS = {"rkmeans": ResidualKMeans.fit, "rqvae": partial(RqVae.fit, settings=QUICK)}
+KINDS = {"rkmeans": ResidualKMeans, "rqvae": RqVae}
+LEVELS, CODES = 3, 8
+
+
+@pytest.fixture(scope="module", params=sorted(FITS))
+def fitted(request: pytest.FixtureRequest, spec: FeatureSpec, items: ItemTable) -> Tokenizer:
+    return FITS[request.param](items, spec, levels=LEVELS, codes=CODES, seed=1)
+
+
+def test_codes_have_the_shape_and_range_asked_for_and_the_unknown_item_has_none(fitted: Tokenizer, items: ItemTable) -> None:
+    code_NL = fitted.encode(items)
+    assert code_NL.shape == (len(items), LEVELS) and code_NL.dtype == np.int64
+    assert (code_NL[0] == -1).all() and code_NL[1:].min() >= 0 and code_NL[1:].max() < CODES
+
+
+def test_the_seed_decides_the_codes(fitted: Tokenizer, spec: FeatureSpec, items: ItemTable) -> None:
+    fit = FITS[fitted.kind]
+    torch.manual_seed(12345)
+    state = torch.get_rng_state()
+    again = fit(items, spec, levels=LEVELS, codes=CODES, seed=1)
+    assert np.array_equal(again.encode(items), fitted.encode(items))
+    assert torch.equal(torch.get_rng_state(), state), "the global generator is left as it was"
+    assert not np.array_equal(fit(items, spec, levels=LEVELS, codes=CODES, seed=2).encode(items), fitted.encode(items))
+
+
+def test_every_level_uses_more_than_half_of_its_codes(fitted: Tokenizer, items: ItemTable) -> None:
+    code_NL = fitted.encode(items)[1:]
+    assert all(len(np.unique(code_NL[:, level])) > CODES / 2 for level in range(LEVELS))
+
+
+def test_a_cold_item_gets_the_codes_of_its_fields_whatever_else_is_there(fitted: Tokenizer, spec: FeatureSpec, items: ItemTable) -> None:
+    cold = synthetic.make_items(spec, ["cold-1", "cold-2", "cold-3"])
+    code_NL = fitted.encode(cold)
+    one = synthetic.make_items(spec, ["cold-2"])
+    assert np.array_equal(fitted.encode(one)[1], code_NL[cold.rows(one.hash_N[1:])[0]])
+
+
+def test_items_with_equal_fields_share_a_sid_whatever_their_id(fitted: Tokenizer, spec: FeatureSpec, items: ItemTable) -> None:
+    other = replace(items, fields={**items.fields, "item_id": np.roll(items.fields["item_id"], 3)})
+    assert np.array_equal(fitted.encode(other), fitted.encode(items))
+
+
+def test_it_comes_back_from_its_folder(fitted: Tokenizer, spec: FeatureSpec, items: ItemTable, tmp_path: Path) -> None:
+    fitted.save(tmp_path)
+    loaded = KINDS[fitted.kind].load(tmp_path, spec)
+    assert np.array_equal(loaded.encode(items), fitted.encode(items))
+    assert (loaded.levels, loaded.codes) == (LEVELS, CODES)
+
+
+def test_what_is_not_it_is_refused(fitted: Tokenizer, spec: FeatureSpec, tmp_path: Path) -> None:
+    kind, other = KINDS[fitted.kind], next(k for name, k in KINDS.items() if name != fitted.kind)
+    with pytest.raises(TokenizerError, match="holds no whole tokenizer"):
+        kind.load(tmp_path, spec)
+    fitted.save(tmp_path)
+    with pytest.raises(TokenizerError, match=f"kind '{fitted.kind}' found, '{other.kind}' expected"):
+        other.load(tmp_path, spec)
+    with pytest.raises(FeatureSpecMismatch):
+        kind.load(tmp_path, FeatureSpec.model_validate(spec.model_dump() | {"history_length": 7}))
+    whole = (tmp_path / STATE).read_bytes()
+    (tmp_path / STATE).write_bytes(whole[:-40])
+    with pytest.raises(TokenizerError, match="holds no whole tokenizer"):
+        kind.load(tmp_path, spec)
+    (tmp_path / STATE).write_bytes(whole)
+    (tmp_path / SETTINGS).write_text("{")
+    with pytest.raises(TokenizerError, match="holds no whole tokenizer"):
+        kind.load(tmp_path, spec)
+
+
+def test_too_small_a_catalogue_is_refused(spec: FeatureSpec) -> None:
+    for fit in FITS.values():
+        with pytest.raises(ValueError, match=r"content vectors of 1 item\(s\)"):
+            fit(synthetic.make_items(spec, ["x"]), spec, levels=2, codes=4, seed=0)
+
+
+def test_an_rqvae_learns_to_rebuild_its_items_and_its_codes_say_more_level_by_level(spec: FeatureSpec, items: ItemTable) -> None:
+    made = RqVae.fit(items, spec, levels=LEVELS, codes=CODES, seed=1, settings=QUICK.model_copy(update={"epochs": 120}))
+    assert len(made.losses) == 120 and made.losses[-1] < 0.9 * made.losses[0]
+    with torch.no_grad():
+        z_MD = made.network.encoder(torch.from_numpy(made.content.of(items)[1:]))
+        code_ML = torch.from_numpy(made.encode(items)[1:])
+        left = [
+            float((z_MD - made.network.quantizer.quantized(code_ML)[:, : level + 1].sum(1)).square().sum(1).mean())
+            for level in range(LEVELS)
+        ]
+    assert left == sorted(left, reverse=True) and left[-1] < left[0]
+
+
+def test_residual_kmeans_quantizes_better_with_every_level_and_copes_with_few_distinct_items() -> None:
+    rng = np.random.default_rng(0)
+    x_MD = rng.normal(size=(200, 5)).astype(np.float32)
+    code_LKD = residual_kmeans(x_MD, 3, 6, seed=0)
+    residual, errors = x_MD, []
+    for center_KD in code_LKD:
+        distance = np.square(residual[:, None] - center_KD).sum(2)
+        errors.append(float(distance.min(1).mean()))
+        residual = residual - center_KD[distance.argmin(1)]
+    assert errors == sorted(errors, reverse=True)
+    few = residual_kmeans(np.repeat(x_MD[:3], 5, axis=0), 2, 6, seed=0)
+    assert np.isfinite(few).all() and few.shape == (2, 6, 5)
+
+
+def test_content_vectors_tell_items_apart_by_their_fields(spec: FeatureSpec, items: ItemTable) -> None:
+    content = ContentVectors.fit(items, spec, seed=0)
+    vector_ND = content.of(items)
+    assert np.square(vector_ND[1:]).mean() == pytest.approx(1.0, rel=1e-4)
+    same = items.fields["brand"][1:, None] == items.fields["brand"][None, 1:]
+    np.fill_diagonal(same, False)
+    unit = vector_ND[1:] / np.linalg.norm(vector_ND[1:], axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    other = ~same & ~np.eye(len(same), dtype=bool)
+    assert cosine[same].mean() > cosine[other].mean() + 0.1
+    wrong = replace(items, fields={**items.fields, "brand": items.fields["brand"] + 100})
+    with pytest.raises(ValueError, match=r"field 'brand': bucket \d+ found, the spec declares 0..15"):
+        content.of(wrong)

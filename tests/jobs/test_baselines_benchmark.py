@@ -1,0 +1,157 @@
+"""The baselines on a small world: same rows and requests, runs that are kept, and networks that learn what there is to learn."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import evaluation_world as ew
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import baselines as bl
+from benchmarks.baseline_fit import Days, SasRecRetriever, TowerRetriever, oldest_first, ranker, with_positives
+from benchmarks.baseline_models import SasRec
+from benchmarks.judging import Judged
+from dig_models.bundle import load_bundle
+from dig_models.config import TrainConfig
+from dig_models.evaluate import ranking
+from dig_models.evaluate.lists import recommend_all
+from dig_models.evaluate.scoring import exposed_rows
+from jobs.dates import days_between
+
+TRAIN = TrainConfig(requests_per_batch=8, random_negatives=8, lr=5e-3)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> ew.World:
+    built = ew.build(tmp_path_factory.mktemp("baselines"), "evaluate.bootstrap=50")
+    ew.train(built, steps=12)
+    return built
+
+
+@pytest.fixture(scope="module")
+def judged(world: ew.World) -> Judged:
+    return Judged.open(world.config, ew.DAY, 40)
+
+
+@pytest.fixture(scope="module")
+def days(world: ew.World, judged: Judged) -> Days:
+    window = world.config.run_window(ew.DAY)
+    before = [world.requests(days_between(first, last)) for first, last in (
+        (window.eval_first - timedelta(days=7), window.train_last - timedelta(days=2)),
+        (window.train_last - timedelta(days=1), window.train_last),
+    )]  # fmt: skip
+    return Days(
+        spec=judged.bundle.spec, items=judged.bundle.items, store=judged.store, fit=before[0], validation=before[1],
+        train=TRAIN, keep_rate=1.0, seed=3, epochs=2,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["din", "dcn"])
+def test_a_ranker_ranks_and_gives_the_same_scores_again(kind: str, days: Days, judged: Judged) -> None:
+    score_R = ranker(kind, days, judged.requests)  # type: ignore[arg-type]
+    rows = exposed_rows(judged.requests)
+    assert score_R.shape == rows.label_R.shape
+    assert ranking.auc(score_R, rows.label_R) > 0.6  # favourites are bought again
+    np.testing.assert_array_equal(score_R, ranker(kind, days, judged.requests))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [TowerRetriever, SasRecRetriever])
+def test_a_retriever_lists_distinct_items_and_never_an_excluded_one(
+    kind: type[TowerRetriever] | type[SasRecRetriever], days: Days, judged: Judged
+) -> None:
+    retriever = kind(days)
+    for variant in ("all", "new"):
+        gone = judged.excluded(variant)
+        list_QK = retriever.lists(judged.requests, judged.index_Q, gone, 10)
+        assert list_QK.shape == (len(judged.index_Q), 10)
+        for row, excluded in zip(list_QK, gone, strict=True):
+            real = row[row >= 0]
+            assert len(set(real.tolist())) == len(real)
+            assert 0 not in real
+            assert not np.isin(real, excluded).any()
+    recall = np.nanmean(judged.values("all", retriever.lists(judged.requests, judged.index_Q, judged.excluded("all"), 10))["recall@10"])
+    assert recall > 10 / ew.ITEMS  # better than ten items at random
+
+
+def test_the_state_of_a_sequence_depends_on_its_events_alone(days: Days) -> None:
+    torch.manual_seed(0)
+    model = SasRec(days.spec, days.items).eval()
+    history_BH = torch.tensor([[5, 3, 9, 0, 0], [0, 0, 0, 0, 0], [5, 3, 0, 9, 0]])  # newest first; the last has an unknown item between
+    sequence_BH = oldest_first(history_BH)
+    assert sequence_BH.tolist() == [[0, 0, 9, 3, 5], [0, 0, 0, 0, 0], [0, 0, 9, 3, 5]]
+    with torch.no_grad():
+        state_BHD = model.states(sequence_BH)
+        short_BHD = model.states(sequence_BH[:, 2:])
+        changed = sequence_BH.clone()
+        changed[0, 4] = 7
+        other_BHD = model.states(changed)
+    assert torch.isfinite(state_BHD).all()
+    torch.testing.assert_close(state_BHD[0, -4:], short_BHD[0, -4:])  # padding says nothing
+    torch.testing.assert_close(state_BHD[0], state_BHD[2])
+    torch.testing.assert_close(state_BHD[0, :-1], other_BHD[0, :-1])  # and the newest event is not seen by those before it
+    assert not torch.allclose(state_BHD[0, -1], other_BHD[0, -1])
+
+
+def test_plain_methods_give_the_lists_of_the_evaluation(world: ew.World, judged: Judged) -> None:
+    asked = bl.World(config=world.config, day=ew.DAY, judged=judged, epochs=1, settings=(None, ()))
+    from dig_models.evaluate.lists import Contender, Search
+
+    contender = Contender(name="dig", retriever=judged.retriever, search=Search(beam=5, rerank=20, u2t="exact", path_score="last"))
+    lists, _ = recommend_all([contender], judged.requests, judged.index_Q, k=10)
+    for method, name in (("popularity", "popularity"), ("own", "own_frequency")):
+        found = bl.METHODS[method](asked, 0)
+        for variant in ("all", "new"):
+            np.testing.assert_array_equal(found[variant], lists[variant][name])
+        assert found["score_R"].shape == exposed_rows(judged.requests).label_R.shape
+
+
+def test_runs_are_kept_taken_up_again_and_compared_by_user(world: ew.World, judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = load_bundle(Path(world.config.paths.at("checkpoints")) / ew.DAY.isoformat() / "bundle")
+    monkeypatch.setattr(bl.World, "bundle", lambda self, kind, seed: bundle)  # training it is another test's matter
+    asked = bl.World(config=world.config, day=ew.DAY, judged=judged, epochs=1, settings=(None, ()))
+    told: list[str] = []
+    found = bl.compare(asked, ["dig", "base", "popularity", "own"], [1, 2], told.append)
+    assert len(told) == 6  # two seeds of two methods, and two methods without chance
+    assert found["seeds"] == {"dig": 2, "base": 2, "popularity": 1, "own": 1}
+    assert found["dig_minus"]["base"]["auc"] == 0.0  # here it is the same network
+    assert {"auc", "all.recall@10", "new.ndcg@10"} <= found["methods"]["dig"].keys()
+    low, high = found["dig_minus"]["popularity"]["all.recall@10"]["ci"]
+    gap = found["methods"]["dig"]["all.recall@10"]["mean"] - found["methods"]["popularity"]["all.recall@10"]["mean"]
+    assert low <= gap <= high
+
+    def never(world: bl.World, seed: int) -> bl.Arrays:
+        raise AssertionError("a finished run was made again")
+
+    monkeypatch.setattr(bl, "METHODS", dict.fromkeys(bl.METHODS, never))
+    assert bl.compare(asked, ["dig", "base", "popularity", "own"], [1, 2], told.append) == found
+    assert "| popularity | 1 |" in bl.table(found)
+    assert bl.plot(found).axes
+    changed = bl.World(config=world.config, day=ew.DAY, judged=judged, epochs=2, settings=(None, ()))
+    with pytest.raises(AssertionError, match="made again"):
+        bl.run_one(changed, "own", 1)
+
+
+def test_requests_without_a_purchase_teach_retrievers_nothing(days: Days) -> None:
+    useful = with_positives(days.fit)
+    for b in useful[:5]:
+        assert days.fit.label_R[days.fit.row_start[b] : days.fit.row_start[b + 1]].any()
+    assert 0 < len(useful) <= len(days.fit)
+
+
+def test_the_program_writes_figures_table_and_plot(world: ew.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = load_bundle(Path(world.config.paths.at("checkpoints")) / ew.DAY.isoformat() / "bundle")
+    monkeypatch.setattr(bl, "trained", lambda *asked: bundle)
+    sets = [f"paths.home={world.config.paths.home}", "evaluate.bootstrap=20", *(f"model.{k}={v}" for k, v in ew.SMALL.items())]
+    given = [part for one in sets for part in ("--set", one)]
+    chosen = ["--seeds", "1", "--methods", "own", "popularity", "base"]
+    monkeypatch.setattr(sys, "argv", ["baselines", "--date", ew.DAY.isoformat(), "--results", str(tmp_path), *chosen, *given])
+    bl.main()
+    found = json.loads((tmp_path / "baselines.json").read_text())
+    assert found["own_minus"].keys() == {"popularity", "base"}
+    assert "| base | 1 |" in (tmp_path / "baselines.md").read_text()
+    assert (tmp_path / "baselines.png").stat().st_size > 10_000

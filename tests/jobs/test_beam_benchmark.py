@@ -1,0 +1,68 @@
+"""Beams against an exhaustive search on a small trained model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import evaluation_world as ew
+import numpy as np
+import pytest
+
+from benchmarks import beam, negatives
+from benchmarks.judging import Judged
+from dig_models.evaluate.lists import Contender, Search, recommend_all
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
+    world = ew.build(tmp_path_factory.mktemp("beam"), "retrieve.rerank=20")
+    ew.train(world)
+    return Judged.open(world.config, ew.DAY, 25)
+
+
+def test_a_beam_that_drops_nothing_loses_nothing(judged: Judged) -> None:
+    found = beam.measure(judged, [1, 3, 36], free_requests=5)
+    whole = found["exhaustive"]
+    assert whole["path_winner_lost"]["mean"] == 0.0
+    assert whole["top10_kept"]["mean"] == 1.0
+    lost = [row["path_winner_lost"]["mean"] for row in (*found["beams"], whole)]
+    assert lost == sorted(lost, reverse=True)
+    assert lost[0] > 0.0  # one prefix a level is a greedy search
+    assert found["beams"][-1]["all"] == whole["all"]  # 6 codes: 36 prefixes of two levels are all there are
+    for row in found["beams"]:
+        first, *_, last = row["valid_beams"]
+        assert 0.0 <= last <= first <= 1.0
+    # With as many beams as there are pairs of codes, those that exist are all among them: their share is known.
+    of_two = found["prefixes"][1] / 36
+    assert found["beams"][-1]["valid_beams"][1] == pytest.approx(of_two)
+    assert beam.plot(found).axes
+
+
+def test_recall_is_that_of_the_evaluation(judged: Judged) -> None:
+    shape = judged.bundle.model.config
+    search = Search(beam=10, rerank=20, u2t=shape.u2t_inference, path_score=shape.path_score)
+    contender = Contender(name="dig", retriever=judged.retriever, search=search)
+    lists, _ = recommend_all([contender], judged.requests, judged.index_Q, k=10)
+    for variant in ("all", "new"):
+        for rerank, name in ((20, "dig"), (0, "dig_path")):
+            mine = beam.padded(beam.found_by(judged, 10, rerank=rerank, variant=variant))
+            for figure, value_Q in judged.values(variant, mine).items():
+                np.testing.assert_allclose(value_Q, judged.values(variant, lists[variant][name])[figure])
+
+
+@pytest.mark.parametrize(("program", "options"), [(beam, ["--beams", "2", "--requests", "6"]), (negatives, ["--requests", "10"])])
+def test_the_programs_write_figures_and_plot(
+    judged: Judged, program: object, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = [f"model.{k}={v}" for k, v in ew.SMALL.items()]
+    # The world has examples of the evaluation days and the week before them.
+    sets = [f"paths.home={judged.config.paths.home}", "evaluate.bootstrap=20", "retrieve.rerank=20", *small]
+    given = [part for one in sets for part in ("--set", one)]
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--date", ew.DAY.isoformat(), "--results", str(tmp_path), *options, *given])
+    program.main()  # type: ignore[attr-defined]
+    name = program.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
+    found = json.loads((tmp_path / f"{name}.json").read_text())
+    assert found["date"] == ew.DAY.isoformat()
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000

@@ -1,0 +1,141 @@
+"""Nothing that lies at or after a request lifts any figure, on either path; and the tests would see it if it did."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import evaluation_world as ew
+import leak_world as lw
+import numpy as np
+import pytest
+
+from benchmarks import negatives
+from dig_models.bundle import Bundle, load_bundle
+from dig_models.evaluate import bootstrap, ranking
+from dig_models.evaluate.scoring import Scores, exposed_rows, score_rows
+from dig_models.retrieve.rerank import Retriever
+from dig_models.train.data import RequestTable
+from jobs import registry
+from jobs.dates import days_between
+from jobs.evaluate import evaluate
+
+pytestmark = pytest.mark.slow
+PATHS = ("rank_R", "exact_R", "mlp_R")
+CONFIDENCE = 0.99
+
+
+def bundle_of(world: ew.World) -> Bundle:
+    return load_bundle(Path(world.config.paths.at("checkpoints")) / ew.DAY.isoformat() / "bundle")
+
+
+def judged(world: ew.World) -> RequestTable:
+    window = world.config.run_window(ew.DAY)
+    return world.requests(days_between(window.eval_first, window.eval_last))
+
+
+def scored(world: ew.World, bundle: Bundle, requests: RequestTable) -> Scores:
+    return score_rows(Retriever.of(bundle.model, bundle.spec, bundle.items, world.store, codes_NL=bundle.codes_NL), requests)
+
+
+def bought_lately(copies: int, second: int | None) -> np.ndarray:
+    """What each user buys in the training and evaluation days, many times over: at one second, or a second before each purchase."""
+    events = ew.simulate(ew.DAY, 0)
+    recent = np.repeat(events[events[:, 2] // ew.SECONDS_PER_DAY > ew.epoch_day(ew.DAY) - 14], copies, axis=0)
+    recent[:, 2] = recent[:, 2] - 1 if second is None else second
+    return recent
+
+
+@pytest.mark.usefixtures("_no_champion")
+def test_a_signal_that_lies_in_the_future_alone_changes_no_figure(tmp_path: Path) -> None:
+    figures = {}
+    plants = {"none": None, "future": bought_lately(20, lw.LAST_SECOND), "a second before": bought_lately(20, None)}
+    for name, told in plants.items():
+        world = lw.build(tmp_path / name.replace(" ", "-"), ew.simulate(ew.DAY, 0), told)
+        ew.train(world)
+        figures[name] = evaluate(world.config, ew.DAY)
+    assert figures["future"] == figures["none"]
+    # The same signal where it may be seen is all that one needs: had it leaked, it would have been seen.
+    early, plain = figures["a second before"], figures["none"]
+    assert early["ranking"]["auc"] > plain["ranking"]["auc"] + 0.1
+    assert early["ranking"]["recall_path"]["exact"]["auc"] > plain["ranking"]["recall_path"]["exact"]["auc"] + 0.03
+    assert early["retrieval"]["all"]["own_frequency"]["recall@10"] > plain["retrieval"]["all"]["own_frequency"]["recall@10"] + 0.05
+
+
+@pytest.fixture
+def _no_champion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "find", lambda config, alias: None)
+
+
+def within_users(score_R: np.ndarray, requests: RequestTable) -> tuple[float, tuple[float, float]]:
+    """AUC inside users, weighted by their rows, and its bootstrap interval over users."""
+    rows = exposed_rows(requests)
+    users = ranking.auc_by_group(score_R, rows.label_R, rows.user_R, rows.weight_R)
+    both = np.isfinite(users.auc_G)
+    auc_U, weight_U = users.auc_G[both], users.weight_G[both]
+    draw_SU = bootstrap.draws(len(auc_U), 1000, 0)
+    samples = (draw_SU @ (auc_U * weight_U)) / (draw_SU @ weight_U)
+    return float(np.average(auc_U, weights=weight_U)), bootstrap.interval(samples, CONFIDENCE)
+
+
+@pytest.fixture(scope="module")
+def nothing_to_know(tmp_path_factory: pytest.TempPathFactory) -> ew.World:
+    """Many users, because they share the items: what a network makes of few purchases by chance must average out over users."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ew, "USERS", 200)
+        return lw.build(tmp_path_factory.mktemp("nothing"), lw.shuffled_within_user(0))
+
+
+@pytest.mark.parametrize("teacher", ["catalogue_sample", "batch_mean", "leave_one_out"])
+def test_labels_shuffled_within_users_leave_nothing_to_know_on_either_path(
+    nothing_to_know: ew.World, monkeypatch: pytest.MonkeyPatch, teacher: str
+) -> None:
+    world = nothing_to_know
+    monkeypatch.setattr(ew, "SMALL", ew.SMALL | {"u2t_teacher": teacher})
+    ew.train(world, steps=60)
+    bundle, requests = bundle_of(world), judged(world)
+    assert bundle.model.config.u2t_teacher == teacher
+    honest = scored(world, bundle, requests)
+    for path in PATHS:
+        auc, (low, high) = within_users(getattr(honest, path), requests)
+        assert low <= 0.5 <= high, f"{teacher}, {path}: {auc:.3f} in [{low:.3f}, {high:.3f}]"
+        assert high - low < 0.12, "the interval is too wide to see anything"
+
+
+def test_a_request_that_sees_its_own_second_is_found_out_on_both_paths(tmp_path: Path) -> None:
+    world = lw.build(tmp_path / "home", lw.shuffled_within_user(0))
+    store = lw.seen_a_second_early(world, tmp_path / "early")
+    leaky = replace(world, store=store, events=world.events)
+    window = world.config.run_window(ew.DAY)
+    lake = ew.Lake(world.config.paths.at("lake"))
+    for day in days_between(window.eval_first - (window.eval_last - window.eval_first), window.eval_last):
+        ew.commit(lake, "examples", day, ew.examples(leaky, day))
+    ew.train(leaky, steps=60)
+    bundle, requests = bundle_of(leaky), judged(leaky)
+    seen = scored(leaky, bundle, requests)
+    for path in ("rank_R", "exact_R"):
+        auc, (low, _) = within_users(getattr(seen, path), requests)
+        assert low > 0.55, f"{path}: {auc:.3f}"
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the item's own zeros say, in batches so small that most buckets hold one row, as they do in a real catalogue."""
+    world = ew.build(tmp_path_factory.mktemp("negatives"), "train.requests_per_batch=1", "train.random_negatives=10")
+    ew.train(world)
+    return negatives.measure(world.config, bundle_of(world), judged(world), world.store, most=60)
+
+
+def test_the_default_teacher_tells_random_negatives_apart_as_well_as_serving_will_and_no_better(told: dict[str, Any]) -> None:
+    item = told["keys"]["item"]
+    assert item["never_met"]["random_negatives"] > 0.5 > item["never_met"]["open_positives"]
+    assert item["ranking_path"]["open"] > 0.75  # serving knows these zeros too
+    for level, exact in enumerate(item["retrieval_path"]["exact"]):
+        assert item["retrieval_path"]["catalogue_sample"][level] == pytest.approx(exact, abs=0.05)
+        assert told["own_crosses"]["catalogue_sample"][level] == pytest.approx(told["own_crosses"]["exact"][level], abs=0.05)
+    assert told["rows"]["random_negatives"] >= 600
+
+
+def test_a_teacher_that_averages_the_batch_shows_rows_their_own_crosses_more_often_than_serving_will(told: dict[str, Any]) -> None:
+    assert told["own_crosses"]["batch_mean"][-1] > told["own_crosses"]["exact"][-1] + 0.1
