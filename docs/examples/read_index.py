@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ class Index:
 
     def __init__(self, root: str | Path, generation: str | None = None) -> None:
         generation = generation or (Path(root) / "CURRENT").read_text().strip()
+        if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}-v[0-9A-Za-z_]+-[0-9a-f]{10}", generation):
+            raise ValueError(f"{generation[:80]!r} found, expected the id of a generation: <date>-v<version>-<10 hex digits>")
         self.folder = Path(root) / "generations" / generation
         self.manifest = json.loads((self.folder / "manifest.json").read_text())
         if self.manifest["format"] != 2:
@@ -33,13 +36,16 @@ class Index:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 
     def verify(self) -> None:
-        """Compare every byte with the manifest, whose seal covers its own."""
+        """Compare every byte with the manifest, whose seal covers its own; nothing outside of the generation's folder is read."""
         rest = {key: value for key, value in self.manifest.items() if key != "seal"}
         text = json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
         if hashlib.sha256(text).hexdigest() != self.manifest["seal"]:
             raise ValueError("manifest.json was changed")
         for name, entry in self.manifest["files"].items():
-            if hashlib.sha256((self.folder / name).read_bytes()).hexdigest() != entry["sha256"]:
+            path = self.folder.resolve() / name
+            if path != path.resolve() or self.folder.resolve() not in path.parents:
+                raise ValueError(f"{name!r} found in manifest.json, expected a plain file below {self.folder}")
+            if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
                 raise ValueError(f"{name} was changed")
 
     def item(self, row: int) -> str:
@@ -61,11 +67,13 @@ class Index:
         return self.token[len(prefix)][first:last].tolist() if last > first else []
 
     def items(self, prefix: Sequence[int]) -> list[str]:
-        """Items whose SID begins with a prefix, by SID; a whole SID gives its posting list."""
+        """Items whose SID begins with a prefix, by SID: all for the empty one, for a whole SID its posting list, none for a longer one."""
+        if not prefix:
+            return [self.item(row) for row in self.order]
+        if prefix[-1] not in self.next_codes(prefix[:-1]):
+            return []
         first, last = self._below(prefix[:-1])
         node = first + np.searchsorted(self.token[len(prefix) - 1][first:last], prefix[-1])
-        if node >= last or self.token[len(prefix) - 1][node] != prefix[-1]:
-            return []
         start = self.start[len(prefix) - 1]
         return [self.item(row) for row in self.order[start[node] : start[node + 1]]]
 
