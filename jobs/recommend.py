@@ -10,12 +10,15 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from functools import partial
 
 from pyspark.sql import DataFrame, SparkSession
 
 from dig_models.index import generation as g
+from dig_models.index.reader import hold
 from dig_models.serve.batch import lists
 from dig_models.serve.service import Search
 from jobs import runs
@@ -50,6 +53,22 @@ def chosen(config: Config, day: date, generation: str | None) -> g.Manifest:
     return manifest
 
 
+@contextmanager
+def leased(config: Config, day: date, generation: str | None) -> Iterator[g.Manifest]:
+    """``chosen``, and inside the context nobody removes that generation: workers open it late, and again where one failed.
+
+    Raises:
+        JobError: see ``chosen``, or it is being removed just now.
+    """
+    manifest = chosen(config, day, generation)
+    try:
+        lease = hold(g.generation_dir(index_root(config), manifest.id))
+    except (g.IndexMissing, g.IndexCorrupt) as error:
+        raise JobError(str(error)) from error
+    with lease:
+        yield manifest
+
+
 def frame(spark: SparkSession, config: Config, manifest: g.Manifest) -> DataFrame:
     """The lists of all users of a generation."""
     batch = config.serve.batch
@@ -69,12 +88,17 @@ def recommend(config: Config, day: date, spark: SparkSession, generation: str | 
     """Make, check and commit the lists of a day.
 
     Raises:
-        JobError: see ``chosen``.
+        JobError: see ``leased``.
         GateFailed: the lists are not what the gate expects; nothing was committed.
     """
+    with leased(config, day, generation) as manifest:
+        return _commit(config, manifest, spark)
+
+
+def _commit(config: Config, manifest: g.Manifest, spark: SparkSession) -> Marker:
     from jobs.checks import check  # Great Expectations takes seconds to import
 
-    manifest, lake = chosen(config, day, generation), Lake(config.paths.at("lake"))
+    lake, day = Lake(config.paths.at("lake")), manifest.date
     emit("recommend", 0, 2)
     inputs = {
         "index": {manifest.id: manifest.content},

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import serve_world
 import synthetic
 
 from dig_models.index import generation as g
+from dig_models.index.writer import locked, retain, switch
 from dig_models.serve.service import Search, Service
-from jobs import runs
+from jobs import checks, runs
+from jobs import recommend as recommend_module
 from jobs.checks import GateFailed, check
 from jobs.config import load
 from jobs.entry import JobError, run
 from jobs.lake import Lake
-from jobs.recommend import COLUMNS, TABLE, _options, chosen, main, recommend
+from jobs.recommend import COLUMNS, TABLE, _options, chosen, leased, main, recommend
 
 DAY = synthetic.DAY
 SETS = ["retrieve.beam=20", "retrieve.rerank=40", "serve.batch.k=6", "serve.batch.partitions=3"]
@@ -41,6 +45,52 @@ def test_a_generation_of_another_day_is_refused(made):
         chosen(config, DAY, world.second)
     with pytest.raises(JobError, match="there is no generation"):
         chosen(config, DAY, "2017-03-20-v9-0123456789")
+
+
+def gc(root):
+    """Remove all that may be removed but what serves, as the next promotion does."""
+    with locked(root):
+        return retain(root, 1)
+
+
+def test_the_generation_stays_until_the_job_is_through_with_it(made, tmp_path):
+    config, world = made
+    root = tmp_path / "index"
+    shutil.copytree(world.root, root)
+    config = config.model_copy(update={"paths": config.paths.model_copy(update={"index": str(root)})})
+    switch(root, world.second)
+    with leased(config, DAY, None) as manifest:
+        assert manifest.id == world.first
+        assert gc(root) == []
+        assert Service.open(root, world.first, settings=config.retrieve).source.generation == world.first
+    assert gc(root) == [world.first]
+    with pytest.raises(JobError, match="there is no generation"), leased(config, DAY, None):
+        pass
+
+
+@pytest.mark.slow
+def test_the_job_holds_the_generation_while_workers_may_open_it(made, spark, monkeypatch):
+    """From before the lists are made until their gate has looked at them."""
+    config, world = made
+    switch(world.root, world.second)
+    tried, make, look = [], recommend_module.frame, checks.check
+
+    def before_the_lists(*given):
+        tried.append(gc(world.root))
+        return make(*given)
+
+    def after_the_gate(*given, **more):
+        report = look(*given, **more)
+        tried.append(gc(world.root))
+        return report
+
+    monkeypatch.setattr(recommend_module, "frame", before_the_lists)
+    monkeypatch.setattr(checks, "check", after_the_gate)
+    try:
+        assert recommend(config, DAY, spark).rows == 6 * len(serve_world.USERS)
+    finally:
+        switch(world.root, world.first)
+    assert tried == [[], []]
 
 
 @pytest.mark.slow
