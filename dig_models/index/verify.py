@@ -1,4 +1,4 @@
-"""Verifies a generation before it serves: bytes, maps, trie, digests, and a beam search that must return real items."""
+"""Verifies a generation before it serves: bytes, maps, trie, digests, user state, and a beam search that must return real items."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from dig_models.arrays import ArrayError, Strings
+from dig_models.arrays import Strings
 from dig_models.bundle import RESERVED, BundleError, read_reserved
 from dig_models.index import generation as g
-from dig_models.index.catalogue import BY_ID, HASH, IDS, NAMES, SID
+from dig_models.index.catalogue import BY_ID, HASH, IDS, KEYS, NAMES, SID
 from dig_models.index.diff import counts, total
 from dig_models.index.encode import chunks, encode_rows
 from dig_models.index.maps import ROW_GROUP, forward_rows, posting_rows, texts
 from dig_models.index.reader import IndexReader
-from dig_models.index.state import HISTORY_ITEM, USERS
+from dig_models.index.verify_state import Demand, ascending, check_crosses, check_state, check_text, hashes_of
 from dig_models.retrieve.trie import CorruptTrie
 
 PROBE_USERS = 3
@@ -59,7 +59,8 @@ def verify(root: str | Path, generation: str | None = None) -> Verified:
         ("maps", _check_maps(reader)),
         ("encoder", _check_model(reader)),
         ("reserve", _check_reserve(reader)),
-        ("user state", _check_state(reader)),
+        ("user state", check_state(reader)),
+        ("crosses", check_crosses(reader)),
         ("delta", _check_delta(reader)),
         ("beam search", _probe(reader)),
     ]
@@ -77,14 +78,19 @@ def _check_id(manifest: g.Manifest) -> None:
 
 
 def _check_items(reader: IndexReader) -> str:
-    """Ids, hashes and order of the item table, and embeddings and SIDs that the model gives to its fields."""
+    """Ids, hashes and order of the item table; of the u2i keys, what can be told from it."""
     items, generation = reader.bundle.items, reader.manifest.id
     ids = items.id_N
     for file, strings in ((IDS, ids), (NAMES, items.name_N)):
         if isinstance(strings, Strings):
-            _check_text(generation, f"{g.ITEMS}/{file}", strings)
-    if np.any(np.diff(items.hash_N) <= 0):
-        raise g.IndexCorrupt(generation, f"{g.ITEMS}/{HASH}", expected="ascending hashes", found="others")
+            check_text(generation, f"{g.ITEMS}/{file}", strings)
+    demand = Demand(generation, g.ITEMS)
+    demand(ascending(items.hash_N), HASH, "ascending hashes")
+    demand(not isinstance(ids, Strings) or hashes_of(ids, items.hash_N, first=1), HASH, "hashes of the item ids")
+    demand(not items.key_KN[:, 0].any(), KEYS, "no key of the unknown item, row 0")
+    for key, key_N in zip(reader.bundle.spec.u2i_keys, items.key_KN, strict=True):
+        own = key != "item" or bool(((key_N[1:] == items.hash_N[1:]) | (key_N[1:] == 0)).all())
+        demand(own, KEYS, "as key 'item' the hashes of the items")
     if not np.array_equal(np.sort(reader.by_id_M), np.arange(1, len(items))) or not _ascending(ids, reader.by_id_M):
         raise g.IndexCorrupt(generation, f"{g.ITEMS}/{BY_ID}", expected="every item once, ids ascending", found="another order")
     return f"{len(items) - 1} items"
@@ -93,13 +99,6 @@ def _check_items(reader: IndexReader) -> str:
 def _ascending(ids: NDArray[np.object_] | Strings, rows: NDArray[np.int64]) -> bool:
     found = texts(ids, rows)
     return len(found) < 2 or bool(pc.all(pc.less(found[:-1], found[1:])).as_py())
-
-
-def _check_text(generation: str, file: str, strings: Strings) -> None:
-    try:
-        strings.check(file)
-    except ArrayError as error:
-        raise g.IndexCorrupt(generation, file, expected="UTF-8 in order", found=str(error)) from None
 
 
 def _check_model(reader: IndexReader) -> str:
@@ -162,20 +161,6 @@ def _check_maps(reader: IndexReader) -> str:
     return f"{len(items) - 1} items under {len(leaf_PL)} SIDs, found in both directions"
 
 
-def _check_state(reader: IndexReader) -> str:
-    """Users ascend, and their histories are lists of rows of the item table."""
-    state, generation, file = reader.state, reader.manifest.id, g.STATE
-    _check_text(generation, f"{file}/{USERS}", reader.user_ids)
-    ids = reader.user_ids.to_arrow()
-    start = state.history_start
-    sound = start[0] == 0 and start[-1] == len(state.history_item) and not np.any(np.diff(start) < 0)
-    if not sound or not _inside(state.history_item, 0, len(reader.bundle.items)):
-        raise g.IndexCorrupt(generation, f"{file}/{HISTORY_ITEM}", expected="lists of rows of the item table", found="others")
-    if len(ids) > 1 and not pc.all(pc.less(ids[:-1], ids[1:])).as_py():
-        raise g.IndexCorrupt(generation, f"{file}/{USERS}", expected="user ids, ascending, each once", found="another order")
-    return f"{len(ids)} users, {len(state.history_item)} events"
-
-
 def _check_delta(reader: IndexReader) -> str:
     """The delta can be read and has as many changes as the manifest says."""
     generation, expected = reader.manifest.id, reader.manifest.delta
@@ -187,10 +172,6 @@ def _check_delta(reader: IndexReader) -> str:
     if found != expected:
         raise g.IndexCorrupt(generation, g.DELTA, expected=f"changes {expected}", found=f"changes {found}")
     return f"{found['added']} items added, {found['removed']} removed, {sum(found['moved'].values())} moved"
-
-
-def _inside(array: NDArray[np.int64], low: int, high: int) -> bool:
-    return not len(array) or bool(array.min() >= low and array.max() < high)
 
 
 def _check_trie(reader: IndexReader) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import synthetic
 
 from dig_models.features import FeatureSpec
+from dig_models.index import generation as g
 from dig_models.index.verify import verify
 from dig_models.index.writer import Release, build, locked, switch
 
@@ -62,3 +64,21 @@ def publish() -> Publish:
         return generation
 
     return publish
+
+
+def forge(root: Path, names: dict[str, str] | None = None) -> str:
+    """Give what lies in the generation a manifest, an id and a CURRENT that fit it; ``names`` renames files in the manifest."""
+    old = g.require_current(root)
+    folder = root / g.GENERATIONS / old
+    manifest = json.loads((folder / g.MANIFEST).read_text())
+    files = {name: g.file_entry(path).model_dump() for name, path in g.files_under(folder).items() if path.is_file()}
+    manifest["files"] = {(names or {}).get(name, name): entry for name, entry in files.items()}
+    told = {name: e["sha256"] for name, e in manifest["files"].items() if name not in (g.DELTA, g.EMBEDDINGS)}
+    about = [manifest["date"], manifest["model_name"], manifest["model_version"], manifest["codebook"]]
+    manifest["content"] = g.digest({"about": about, "files": told})
+    manifest["id"] = f"{manifest['date']}-v{manifest['model_version']}-{manifest['content'][:10]}"
+    manifest["seal"] = g.digest({k: v for k, v in manifest.items() if k != "seal"})
+    (folder / g.MANIFEST).write_text(json.dumps(manifest))
+    folder.rename(folder.with_name(manifest["id"]))
+    (root / g.CURRENT).write_text(manifest["id"] + "\n")
+    return str(manifest["id"])

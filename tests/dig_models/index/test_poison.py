@@ -22,6 +22,7 @@ from dig_models.index.mirror import open_remote, pull
 from dig_models.index.reader import IndexReader
 from dig_models.index.verify import verify
 from dig_models.index.writer import Release
+from tests.dig_models.index.conftest import forge
 
 Publish = Callable[[Path, Release], str]
 Poison = Callable[[Path, Path], None]
@@ -66,24 +67,6 @@ def root(sound: tuple[Path, str], tmp_path: Path) -> Path:
     """A copy, so that no hard link is written through."""
     shutil.copytree(sound[0], tmp_path / "index")
     return tmp_path / "index"
-
-
-def forge(root: Path, names: dict[str, str] | None = None) -> str:
-    """Give what lies in the generation a manifest, an id and a CURRENT that fit it; ``names`` renames files in the manifest."""
-    old = g.require_current(root)
-    folder = root / g.GENERATIONS / old
-    manifest = json.loads((folder / g.MANIFEST).read_text())
-    files = {name: g.file_entry(path).model_dump() for name, path in g.files_under(folder).items() if path.is_file()}
-    manifest["files"] = {(names or {}).get(name, name): entry for name, entry in files.items()}
-    told = {name: e["sha256"] for name, e in manifest["files"].items() if name not in (g.DELTA, g.EMBEDDINGS)}
-    about = [manifest["date"], manifest["model_name"], manifest["model_version"], manifest["codebook"]]
-    manifest["content"] = g.digest({"about": about, "files": told})
-    manifest["id"] = f"{manifest['date']}-v{manifest['model_version']}-{manifest['content'][:10]}"
-    manifest["seal"] = g.digest({k: v for k, v in manifest.items() if k != "seal"})
-    (folder / g.MANIFEST).write_text(json.dumps(manifest))
-    folder.rename(folder.with_name(manifest["id"]))
-    (root / g.CURRENT).write_text(manifest["id"] + "\n")
-    return str(manifest["id"])
 
 
 def pickled(path: Path, marker: Path) -> None:
