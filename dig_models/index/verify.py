@@ -12,9 +12,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from dig_models.arrays import Strings
+from dig_models.arrays import ArrayError, Strings, open_npy
 from dig_models.bundle import RESERVED, BundleError, read_reserved
+from dig_models.cross_files import find
+from dig_models.dig import Dig
 from dig_models.index import generation as g
 from dig_models.index.catalogue import BY_ID, HASH, IDS, KEYS, NAMES, SID
 from dig_models.index.diff import counts, total
@@ -59,6 +62,7 @@ def verify(root: str | Path, generation: str | None = None) -> Verified:
         ("maps", _check_maps(reader)),
         ("encoder", _check_model(reader)),
         ("reserve", _check_reserve(reader)),
+        ("arrivals", _check_arrivals(reader, Path(root))),
         ("user state", check_state(reader)),
         ("crosses", check_crosses(reader)),
         ("delta", _check_delta(reader)),
@@ -102,7 +106,7 @@ def _ascending(ids: NDArray[np.object_] | Strings, rows: NDArray[np.int64]) -> b
 
 
 def _check_model(reader: IndexReader) -> str:
-    """What is stored of each item is what the model makes of its fields: the embedding, and, unless the item kept its SID, the SID."""
+    """The embedding of each item is what the model makes of its fields, and its SID is made of codes of the codebooks."""
     model, items, generation = reader.bundle.model, reader.bundle.items, reader.manifest.id
     stored_ND = reader.retriever.embedding_ND
     for first, last in chunks(len(items)):
@@ -118,6 +122,49 @@ def _check_model(reader: IndexReader) -> str:
         found = f"codes from {code_NL.min()} to {code_NL.max()}"
         raise g.IndexCorrupt(generation, f"{g.ITEMS}/{SID}", expected=f"codes from 0 to {reader.manifest.codes - 1}", found=found)
     return f"embeddings and codes of {len(items) - 1} items"
+
+
+def _check_arrivals(reader: IndexReader, root: Path) -> str:
+    """Of a delta generation: items of its base have the SIDs that they have there, and new ones without a reserved SID the nearest codes.
+
+    Of a whole generation nothing can be told: items keep the SIDs that the model held when it was built, and which ones those
+    were is in its bundle, not among these files.
+    """
+    generation, base, items = reader.manifest.id, reader.manifest.base, reader.bundle.items
+    if base is None:
+        return "made whole: items have the SIDs that the model held, or the nearest codes"
+    try:
+        folder = g.generation_dir(root, base) / g.ITEMS
+        hash_B = open_npy(folder / HASH, np.int64, (None,))
+        sid_BL = open_npy(folder / SID, np.int32, (len(hash_B), reader.manifest.levels))
+    except (g.IndexMissing, ArrayError) as error:
+        return f"not compared with {base}: {error}"
+    reserved, new = read_reserved(reader.folder / g.MODEL), 0
+    file = f"{g.ITEMS}/{SID}"
+    for first, last in chunks(len(items) - 1):
+        hash_R, sid_RL = items.hash_N[1 + first : 1 + last], reader.bundle.codes_NL[1 + first : 1 + last]
+        at_R = find(hash_B, hash_R)
+        there_R = at_R >= 0
+        if not np.array_equal(sid_RL[there_R], sid_BL[at_R[there_R]]):
+            raise g.IndexCorrupt(generation, file, expected=f"the SIDs that items have in {base}", found="others")
+        new_R = ~there_R & (reserved.find(hash_R)[:, 0] < 0)
+        e_RD = reader.retriever.embedding_ND[1 + first : 1 + last][torch.from_numpy(new_R)]
+        if not _nearest(reader.bundle.model, e_RD, torch.from_numpy(sid_RL[new_R].astype(np.int64))):
+            raise g.IndexCorrupt(generation, file, expected="for new items the codes nearest to their embeddings", found="others")
+        new += int(new_R.sum())
+    return f"{len(items) - 1 - new} items with the SIDs of {base} or reserved ones, {new} new ones with the nearest codes"
+
+
+def _nearest(model: Dig, e_RD: Tensor, code_RL: Tensor) -> bool:
+    """Whether codes are the nearest ones level by level; of two that are equally near but for rounding, either is."""
+    residual_RLD = model.quantizer.residuals(e_RD, code_RL)
+    for level in range(code_RL.shape[1]):
+        distance_RK = torch.cdist(residual_RLD[:, level], model.quantizer.code_LKD[level]).square()
+        own_R = distance_RK.gather(1, code_RL[:, level : level + 1]).squeeze(1)
+        least_R = distance_RK.amin(dim=1)
+        if bool((own_R > least_R + 1e-3 * (1.0 + least_R)).any()):
+            return False
+    return True
 
 
 def _check_reserve(reader: IndexReader) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,8 +16,11 @@ import synthetic
 import torch
 
 from dig_models.bundle import RESERVED, Bundle, read_reserved
+from dig_models.dig import Dig
 from dig_models.features import FeatureSpec, FeatureSpecMismatch, bucket_of, hash_id
 from dig_models.index import generation as g
+from dig_models.index import refresh as refresh_module
+from dig_models.index.encode import item_codes
 from dig_models.index.reader import IndexReader
 from dig_models.index.refresh import Fresh, refresh
 from dig_models.index.verify import verify
@@ -245,6 +250,47 @@ def test_an_item_of_the_catalogue_that_no_example_showed_does_not_depend_on_its_
     assert np.allclose(stored(base, never), stored(changed, never), atol=1e-6)
     with_id = [item for item, own in zip(shown, trained.bundle.model.shown.of(hashes(shown)).tolist(), strict=True) if own]
     assert len(with_id) > 20 and not np.allclose(stored(base, with_id), stored(changed, with_id), atol=1e-3)
+
+
+def test_verify_compares_the_sids_of_a_delta_with_base_and_encoder(
+    tmp_path: Path, release: Release, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever wrote other SIDs wrote trie, maps and checksums to fit."""
+    spec = release.bundle.spec
+    base = publish(tmp_path, release)
+    told = dict(verify(tmp_path, apply(tmp_path, spec, fresh(spec))).checks)
+    assert told["arrivals"] == f"{len(release.items) - 3} items with the SIDs of {base} or reserved ones, 2 new ones with the nearest codes"
+    switch(tmp_path, base)
+
+    def others(model: Dig, hash_R: np.ndarray, e_RD: torch.Tensor) -> torch.Tensor:
+        return (item_codes(model, hash_R, e_RD) + 1) % model.config.codes
+
+    with monkeypatch.context() as patch, locked(tmp_path):
+        patch.setattr(refresh_module, "item_codes", others)
+        wrong = refresh(tmp_path, fresh(spec), spec)
+    with pytest.raises(g.IndexCorrupt, match=r"items/sid\.npy: expected for new items the codes nearest"):
+        verify(tmp_path, wrong)
+    write_codes = refresh_module._write_codes
+
+    def moved(folder: Path, *more: Any) -> None:
+        write_codes(folder, *more)
+        sid_NL = np.load(folder / "sid.npy", mmap_mode="r+")
+        sid_NL[5] = sid_NL[6] + 1 - 2 * (sid_NL[6] > 0)
+        sid_NL.flush()
+
+    with monkeypatch.context() as patch, locked(tmp_path):
+        patch.setattr(refresh_module, "_write_codes", moved)
+        wrong = refresh(tmp_path, fresh(spec, new=[]), spec)
+    with pytest.raises(g.IndexCorrupt, match=rf"items/sid\.npy: expected the SIDs that items have in {base}"):
+        verify(tmp_path, wrong)
+
+
+def test_a_delta_whose_base_is_elsewhere_is_verified_without_it(tmp_path: Path, release: Release, publish: Publish) -> None:
+    spec = release.bundle.spec
+    base = publish(tmp_path, release)
+    delta = apply(tmp_path, spec, fresh(spec))
+    shutil.rmtree(tmp_path / g.GENERATIONS / base)
+    assert dict(verify(tmp_path, delta).checks)["arrivals"].startswith(f"not compared with {base}: ")
 
 
 def test_another_feature_spec_is_refused(tmp_path: Path, release: Release, publish: Publish) -> None:
