@@ -187,7 +187,9 @@ class ServeConfig(Strict):
     port: Port = Field(8000, description="0 picks a free one, which the log names")
     poll_seconds: Annotated[float, Field(gt=0)] = Field(2.0, description="how often CURRENT is read")
     checksums: bool = Field(True, description="compare every byte of a generation with its manifest before it serves")
-    workers: Positive = Field(1, description="threads that answer; they share one interpreter: several processes, not threads, use more cores")
+    workers: Positive = Field(
+        1, description="threads that answer; they share one interpreter: several processes, not threads, use more cores"
+    )
     torch_threads: Positive = Field(1, description="threads of one tensor operation; workers x this should not exceed the cores")
     waiting: Positive = Field(64, description="questions that may wait; one more gets 503 and Retry-After")
     coalesce: Positive = Field(16, description="users of equal questions that are answered together when they wait anyway; 1: never")
