@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -127,6 +129,8 @@ def _check_model(reader: IndexReader) -> str:
 def _check_arrivals(reader: IndexReader, root: Path) -> str:
     """Of a delta generation: items of its base have the SIDs that they have there, and new ones without a reserved SID the nearest codes.
 
+    Where collisions are resolved, a new item may have another last code if another item has, or has a claim to, the SID it would get.
+
     Of a whole generation nothing can be told: items keep the SIDs that the model held when it was built, and which ones those
     were is in its bundle, not among these files.
     """
@@ -149,22 +153,42 @@ def _check_arrivals(reader: IndexReader, root: Path) -> str:
             raise g.IndexCorrupt(generation, file, expected=f"the SIDs that items have in {base}", found="others")
         new_R = ~there_R & (reserved.find(hash_R)[:, 0] < 0)
         e_RD = reader.retriever.embedding_ND[1 + first : 1 + last][torch.from_numpy(new_R)]
-        if not _nearest(reader.bundle.model, e_RD, torch.from_numpy(sid_RL[new_R].astype(np.int64))):
-            raise g.IndexCorrupt(generation, file, expected="for new items the codes nearest to their embeddings", found="others")
+        wanted_XL = _others_nearest(reader.bundle.model, e_RD, torch.from_numpy(sid_RL[new_R].astype(np.int64)))
+        held = (sid_BL, reserved.code_XL, reader.bundle.codes_NL[1:])
+        if wanted_XL is None or not _among(wanted_XL, held):
+            expected = "for new items the codes nearest to their embeddings, or another last code where these are another item's"
+            raise g.IndexCorrupt(generation, file, expected=expected, found="others")
         new += int(new_R.sum())
     return f"{len(items) - 1 - new} items with the SIDs of {base} or reserved ones, {new} new ones with the nearest codes"
 
 
-def _nearest(model: Dig, e_RD: Tensor, code_RL: Tensor) -> bool:
-    """Whether codes are the nearest ones level by level; of two that are equally near but for rounding, either is."""
+def _others_nearest(model: Dig, e_RD: Tensor, code_RL: Tensor) -> NDArray[np.int32] | None:
+    """Nearest SIDs ``(X, L)`` of the rows whose last code is not the nearest; None if another code is not.
+
+    Of two codes that are equally near but for rounding, either is the nearest.
+    """
     residual_RLD = model.quantizer.residuals(e_RD, code_RL)
     for level in range(code_RL.shape[1]):
         distance_RK = torch.cdist(residual_RLD[:, level], model.quantizer.code_LKD[level]).square()
         own_R = distance_RK.gather(1, code_RL[:, level : level + 1]).squeeze(1)
-        least_R = distance_RK.amin(dim=1)
-        if bool((own_R > least_R + 1e-3 * (1.0 + least_R)).any()):
-            return False
-    return True
+        least_R, nearest_R = distance_RK.min(dim=1)
+        off_R = own_R > least_R + 1e-3 * (1.0 + least_R)
+        if level + 1 < code_RL.shape[1] and bool(off_R.any()):
+            return None
+    found: NDArray[np.int32] = torch.cat([code_RL[:, :-1], nearest_R.unsqueeze(1)], dim=1)[off_R].numpy().astype(np.int32)
+    return found
+
+
+def _among(code_XL: NDArray[np.int32], held: Sequence[NDArray[np.signedinteger[Any]]]) -> bool:
+    """Whether every SID is one of some tables'."""
+    if not len(code_XL):
+        return True
+
+    def whole(code_NL: NDArray[np.signedinteger[Any]]) -> NDArray[np.void]:
+        rows: NDArray[np.void] = np.ascontiguousarray(code_NL, dtype=np.int32).view([("", np.int32)] * code_XL.shape[1]).ravel()
+        return rows
+
+    return bool(np.isin(whole(code_XL), np.concatenate([whole(part) for part in held if len(part)])).all())
 
 
 def _check_reserve(reader: IndexReader) -> str:

@@ -146,6 +146,17 @@ def test_what_is_published_has_no_collision_and_is_the_same_again(tmp_path: Path
     assert publish(tmp_path / "one", crowd) == one == publish(tmp_path / "other", crowd)
 
 
+def later(release: Release, days: int, folder: Path) -> Release:
+    """The same release some days later, with the state of that day."""
+    day, spec, users = release.day + timedelta(days=days), release.bundle.spec, ["u0", "u1", "u2"]
+    return replace(
+        release,
+        day=day,
+        user_state=synthetic.user_state(spec, release.items, users, day),
+        cross_arrays=synthetic.write_crosses(folder / f"crosses-{day}", spec, release.items, users, day),
+    )
+
+
 def test_the_next_day_keeps_what_was_published_though_the_item_that_had_the_sid_is_gone(
     tmp_path: Path, release: Release, publish: Publish
 ) -> None:
@@ -163,11 +174,11 @@ def test_the_next_day_keeps_what_was_published_though_the_item_that_had_the_sid_
         numbers={n: v[keep] for n, v in items.numbers.items()},
         key_KN=items.key_KN[:, keep],
     )
-    publish(tmp_path, replace(crowd, items=fewer, day=crowd.day + timedelta(days=1)))
+    publish(tmp_path, later(replace(crowd, items=fewer), 1, tmp_path))
     second = sids(tmp_path)
     assert second.keys() < first.keys()
     assert second == {item: first[item] for item in second}
-    publish(tmp_path, replace(crowd, day=crowd.day + timedelta(days=2)))
+    publish(tmp_path, later(crowd, 2, tmp_path))
     assert sids(tmp_path) == first, "whoever comes back has what was kept for him"
 
 
