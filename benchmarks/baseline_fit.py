@@ -67,6 +67,7 @@ class Days:
                 lookup=pair_lookup(self.store, self.spec),
                 keep_rate=self.keep_rate,
                 random_negatives=negatives,
+                history_negatives=self.train.history_negatives,
                 rng=rng,
             )
 

@@ -127,6 +127,7 @@ def measure(config: Config, bundle: Bundle, requests: RequestTable, store: Cross
             lookup=pair_lookup(store, spec),
             keep_rate=float(bundle.info["keep_rate"]),
             random_negatives=config.train.random_negatives,
+            history_negatives=config.train.history_negatives,
             rng=np.random.default_rng([seed, step]),
             open_positives=shape.open_positives,
         )

@@ -93,6 +93,7 @@ def make_stream(inputs: TrainInputs, items: ItemTable, world: World) -> ExampleS
         lookup=pair_lookup(store, spec),
         keep_rate=config.dataset.sampling.exposed_negative_rate,
         random_negatives=config.train.random_negatives,
+        history_negatives=config.train.history_negatives,
         open_positives=config.model.open_positives,
         seed=config.train.seed,
         rank=world.rank,

@@ -130,6 +130,7 @@ def _train(inputs: TrainInputs, world: World) -> None:
         "lookup": pair_lookup(store, spec),
         "keep_rate": config.dataset.sampling.exposed_negative_rate,
         "random_negatives": config.train.random_negatives,
+        "history_negatives": config.train.history_negatives,
         "open_positives": config.model.open_positives,
         "seed": config.train.seed,
         "rank": world.rank,
@@ -301,7 +302,8 @@ def _write(home: Path, model: Dig, report: dict[str, Any], inputs: TrainInputs) 
     config, bundle = inputs.config, home / "bundle"
     info = {k: report[k] for k in ("date", "lineage", "ancestor", "window", "inputs", "mlflow_run_id")}
     info |= {"dataset": config.dataset.name, "keep_rate": config.dataset.sampling.exposed_negative_rate, "seed": config.train.seed}
-    info |= {"random_negatives": config.train.random_negatives, "catalogue": inputs.catalogue_day.isoformat()}
+    info |= {"random_negatives": config.train.random_negatives, "history_negatives": config.train.history_negatives}
+    info |= {"catalogue": inputs.catalogue_day.isoformat()}
     info |= {"alignment": {k: report["alignment"][k] for k in ("version", "lineage", "labels")} if report["alignment"] else None}
     writing, old = home / WRITING, home / OLD
     items = ItemTable.from_arrow(inputs.lake.read_arrow("item_features", [inputs.catalogue_day]), model.spec)

@@ -8,7 +8,13 @@ Data*, 2001, eq. 7; the re-calibration of He et al., *Practical Lessons from Pre
 section 6.3, is its inverse). ``Batch.offset_R`` is that ``-log q``: the loss sees ``sigmoid(f + offset)`` and ``f`` stays calibrated.
 
 * exposed rows: ``q`` is the keep rate of exposed negatives, hence ``log(1 / keep_rate)``;
-* open-catalogue rows: ``k`` of the ``N - 1`` catalogue items are drawn as negatives, ``q = k / (N - 1)``, hence ``log((N - 1) / k)``.
+* open-catalogue rows: ``k`` of the ``N - 1`` catalogue items are drawn as negatives, ``q = k / (N - 1)``, hence ``log((N - 1) / k)``;
+* open-catalogue rows of items in the request's history, positives too, where up to ``h`` of the ``M`` of them that were not bought are
+  drawn as well: ``q = k / (N - 1) + min(h / M, 1)``, the copies of such an item to be expected. A sample may depend on request and
+  item in any way that the offset knows.
+
+What a user bought before is bought again far likelier than anything else, and is 1% of a catalogue: uniform draws hardly ever show which
+of it is not bought, so the order of a user's own items, which lists are made of, is learned from history negatives.
 
 Shape suffixes: ``B`` requests, ``R`` rows (request x item), ``P`` pairs, ``H`` history, ``W`` raw crosses, ``C`` model crosses,
 ``N`` rows of the item table.
@@ -140,6 +146,7 @@ def collate(
     lookup: PairLookup,
     keep_rate: float,
     random_negatives: int = 0,
+    history_negatives: int = 0,
     rng: np.random.Generator | None = None,
     open_positives: Literal["all", "organic"] = "all",
 ) -> Batch:
@@ -148,17 +155,18 @@ def collate(
     Rows whose item is not in ``items`` are dropped; what is left of the stored rows keeps its order within a request
     (``RequestTable.rows_of`` names it). With ``random_negatives`` each request also gets, after its stored rows, its exposed positives once
     more as open-catalogue rows (``open_positives="all"``, source organic) and that many random negatives, drawn uniformly
-    from the catalogue except the request's own positives. Without random negatives the batch is the stored rows alone, and the
-    offset of organic rows is 0.
+    from the catalogue except the request's own positives; then distinct items of its history, as far as it did not buy them again.
+    Without random negatives the batch is the stored rows alone, and the offset of organic rows is 0.
 
     Args:
         requests: the table to take requests from.
         index_B: positions in it, any order, repeats allowed.
         spec: its transform turns raw crosses into the model's.
         items: the catalogue; ``requests`` was made with the same one.
-        lookup: model crosses of pairs, used for random negatives only.
+        lookup: model crosses of pairs, used for drawn negatives only.
         keep_rate: share of exposed negatives that the examples kept.
         random_negatives: catalogue items drawn a request; 0 for evaluation.
+        history_negatives: distinct items drawn from the history of a request, if it has so many; only beside random negatives.
         rng: needed with ``random_negatives``.
         open_positives: whether exposed positives are open-catalogue rows too (``all``) or only organic ones are.
 
@@ -169,14 +177,18 @@ def collate(
     request_R, at_R = requests.rows_of(index_B)
     label_R, source_R, item_R = requests.label_R[at_R], requests.source_R[at_R].astype(np.int64), requests.item_R[at_R]
     cross_RC = spec.transform(requests.cross_RW[at_R])
-    open_offset = 0.0
+    history_BH, age_BH = _history(requests, index_B, spec.history_length)
+    open_R = np.zeros(len(item_R), dtype=np.float64)
     if random_negatives:
         if rng is None or len(items) < 2:
             raise ValueError(f"random negatives need rng and items to draw from; rng is {rng}, the catalogue has {len(items) - 1} item(s)")
-        open_offset = float(np.log((len(items) - 1) / random_negatives))
         positive = label_R > 0
         again = np.flatnonzero(positive & (source_R == SOURCE_EXPOSED)) if open_positives == "all" else np.zeros(0, np.int64)
-        request_M, item_M = _random_negatives(request_R[positive], item_R[positive], len(index_B), len(items), random_negatives, rng)
+        taken = np.unique(request_R[positive] * len(items) + item_R[positive])
+        met = _met(history_BH, len(items))
+        request_M, item_M = _random_negatives(taken, len(index_B), len(items), random_negatives, rng)
+        own_M, share_B = _history_negatives(met, taken, len(index_B), len(items), history_negatives, rng)
+        request_M, item_M = np.concatenate([request_M, own_M // len(items)]), np.concatenate([item_M, own_M % len(items)])
         of_M = index_B[request_M]
         cross_MC = lookup(requests.user_B[of_M], requests.ts_B[of_M], requests.offer_B[of_M], item_M)
         cross_RC = np.concatenate([cross_RC, cross_RC[again], cross_MC])
@@ -187,8 +199,9 @@ def collate(
         order = np.argsort(request_R, kind="stable")
         request_R, item_R, label_R = request_R[order], item_R[order], label_R[order]
         source_R, cross_RC = source_R[order], cross_RC[order]
-    offset_R = np.where(source_R == SOURCE_EXPOSED, -np.log(keep_rate), open_offset).astype(np.float32)
-    history_BH, age_BH = _history(requests, index_B, spec.history_length)
+        share_R = share_B[request_R] * _isin_sorted(request_R * len(items) + item_R, met)
+        open_R = -np.log(random_negatives / (len(items) - 1) + share_R)
+    offset_R = np.where(source_R == SOURCE_EXPOSED, -np.log(keep_rate), open_R).astype(np.float32)
     return Batch(
         user_BF=torch.from_numpy(requests.user_BF[index_B]),
         history_BH=torch.from_numpy(history_BH),
@@ -205,13 +218,31 @@ def collate(
     )
 
 
-def _random_negatives(request_P: Ints, item_P: Ints, requests: int, rows: int, each: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """``each`` uniform draws a request from item rows ``1..rows-1`` without its positives ``(request_P, item_P)``.
+def _met(history_BH: Ints, rows: int) -> Ints:
+    """Distinct items of each history as ``request x rows + item``, ascending."""
+    request_X, slot_X = np.nonzero(history_BH)
+    return np.unique(request_X * rows + history_BH[request_X, slot_X])
+
+
+def _history_negatives(
+    met: Ints, taken: Ints, requests: int, rows: int, each: int, rng: np.random.Generator
+) -> tuple[Ints, NDArray[np.float64]]:
+    """Up to ``each`` of a request's ``met`` that are not ``taken`` (all as ``request x rows + item``, ascending); and the share drawn."""
+    if not each:
+        return met[:0], np.zeros(requests)
+    free = met[~_isin_sorted(met, taken)]
+    free = free[np.lexsort((rng.random(len(free)), free // rows))]
+    count_B = np.bincount(free // rows, minlength=requests)
+    place_X = np.arange(len(free)) - np.repeat(np.cumsum(count_B) - count_B, count_B)
+    return free[place_X < each], np.minimum(each / np.maximum(count_B, 1), 1.0)
+
+
+def _random_negatives(taken: Ints, requests: int, rows: int, each: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    """``each`` uniform draws a request from item rows ``1..rows-1`` without its positives (``request x rows + item``, ascending).
 
     A draw that hits a positive is drawn again; what still hits one after ``_REDRAWS`` rounds (a request that bought nearly
     everything) is left out.
     """
-    taken = np.unique(request_P * rows + item_P)
     request_M = np.repeat(np.arange(requests, dtype=np.int64), each)
     item_M = rng.integers(1, rows, size=len(request_M))
     for _ in range(_REDRAWS):

@@ -122,7 +122,7 @@ class ExampleStream:
 
     Attributes:
         groups: see ``row_groups``.
-        lookup, keep_rate, random_negatives, open_positives: see ``collate``.
+        lookup, keep_rate, random_negatives, history_negatives, open_positives: see ``collate``.
         seed: of order and negatives; rank and world: which share is this one's.
     """
 
@@ -138,6 +138,7 @@ class ExampleStream:
     world: int
     requests_per_batch: int
     shuffle_row_groups: int
+    history_negatives: int = 0
 
     def plan(self, epoch: int) -> Plan:
         """Training plan of an epoch, see ``plan_epoch``."""
@@ -192,6 +193,7 @@ class ExampleStream:
             lookup=self.lookup,
             keep_rate=self.keep_rate,
             random_negatives=self.random_negatives,
+            history_negatives=self.history_negatives,
             rng=np.random.Generator(np.random.Philox(key)),
             open_positives=self.open_positives,
         )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import synthetic
+import torch
 from tiny import KEEP_RATE, USERS, Tiny, example_table
 
 from dig_models.batch import Batch
@@ -141,6 +144,55 @@ def test_offsets_undo_the_sampling_of_each_domain(tiny: Tiny, requests: RequestT
     np.testing.assert_allclose(batch.offset_R[exposed], np.log(1 / KEEP_RATE), rtol=1e-6)
     np.testing.assert_allclose(batch.offset_R[~exposed], np.log((len(tiny.items) - 1) / 6), rtol=1e-6)
     assert ((batch.source_R == SOURCE_EXPOSED) == exposed).all()
+
+
+def test_history_negatives_are_distinct_items_of_the_history_that_were_not_bought_again(tiny: Tiny, requests: RequestTable) -> None:
+    plain = make(tiny, requests, range(20), random_negatives=3, rng=np.random.default_rng(0))
+    batch = make(tiny, requests, range(20), random_negatives=3, history_negatives=4, rng=np.random.default_rng(0))
+    drawn = pairs_of(batch, batch.source_R == SOURCE_RANDOM)
+    own = drawn - Counter(pairs_of(plain, plain.source_R == SOURCE_RANDOM))
+    bought = set(pairs_of(batch, batch.label_R > 0))
+    met = {(b, item) for b in range(20) for item in batch.history_BH[b].tolist() if item}
+    assert set(own.values()) == {1} and set(own) <= met - bought
+    free = Counter(b for b, _ in met - bought)
+    assert Counter(b for b, _ in own) == {b: min(4, n) for b, n in free.items()}
+    assert max(free.values()) > 4 > min(free.values()), "both requests with more and with fewer of them"
+    request_R, item_R = (torch.tensor(column) for column in zip(*own, strict=True))
+    want = tiny.lookup(*(a.numpy() for a in (batch.user_hash_B[request_R], batch.ts_B[request_R], batch.offer_B[request_R], item_R)))
+    at = {pair: row for row, pair in enumerate(zip(batch.request_R.tolist(), batch.item_R.tolist(), strict=True))}
+    np.testing.assert_array_equal(batch.cross_RC[[at[pair] for pair in own]].numpy(), want)
+
+
+def pairs_of(batch: Batch, chosen_R: torch.Tensor) -> Counter[tuple[int, int]]:
+    return Counter(zip(batch.request_R[chosen_R].tolist(), batch.item_R[chosen_R].tolist(), strict=True))
+
+
+def test_offsets_know_which_rows_history_negatives_made_likelier(tiny: Tiny, requests: RequestTable) -> None:
+    batch = make(tiny, requests, range(20), random_negatives=6, history_negatives=4, rng=np.random.default_rng(0))
+    bought = set(pairs_of(batch, batch.label_R > 0))
+    for row in np.flatnonzero(batch.source_R.numpy() != SOURCE_EXPOSED).tolist():
+        b, item = int(batch.request_R[row]), int(batch.item_R[row])
+        met = set(batch.history_BH[b].tolist()) - {0}
+        free = {one for one in met if (b, one) not in bought}
+        share = 6 / (len(tiny.items) - 1) + (min(1.0, 4 / max(len(free), 1)) if item in met else 0.0)
+        assert float(batch.offset_R[row]) == pytest.approx(-np.log(share), abs=1e-5)
+    np.testing.assert_allclose(batch.offset_R[batch.domain_R == 0], np.log(1 / KEEP_RATE), rtol=1e-6)
+
+
+def test_drawn_negatives_and_their_offsets_give_the_true_rates_back(tiny: Tiny, requests: RequestTable) -> None:
+    """A drawn negative stands for ``exp(offset)`` of them: over many draws these must sum up to all negatives, of either kind."""
+    found = {True: 0.0, False: 0.0}
+    for seed in range(60):
+        batch = make(tiny, requests, range(20), random_negatives=6, history_negatives=3, rng=np.random.default_rng(seed))
+        met_R = (batch.history_BH[batch.request_R] == batch.item_R.unsqueeze(1)).any(1)
+        for met in (True, False):
+            drawn_R = (batch.source_R == SOURCE_RANDOM) & (met_R == met)
+            found[met] += float(batch.offset_R[drawn_R].double().exp().sum()) / 60
+    bought = set(pairs_of(batch, batch.label_R > 0))
+    every = {(b, item) for b in range(20) for item in range(1, len(tiny.items))} - bought
+    own = {(b, item) for b in range(20) for item in batch.history_BH[b].tolist()} & every
+    assert found[True] == pytest.approx(len(own), rel=0.1)
+    assert found[False] == pytest.approx(len(every - own), rel=0.15), "positives, 15% of this tiny catalogue, are not drawn"
 
 
 def test_the_offset_gives_the_true_rate_back_from_a_sample() -> None:
