@@ -101,7 +101,7 @@ class TrainConfig(Strict):
     requests_per_batch: Positive = Field(16, description="requests per rank and step")
     random_negatives: Positive = Field(30, description="random catalogue items per request")
     history_negatives: Annotated[int, Field(ge=0)] = Field(
-        0, description="further negatives per request, distinct items of its history: what a user's own items are told apart by"
+        10, description="further negatives per request, distinct items of its history: what a user's own items are told apart by"
     )
     hard_negatives: Annotated[int, Field(ge=0)] = Field(
         0, description="further catalogue items per request, drawn from the prefixes that the recall path scores highest as it is by now"
