@@ -223,7 +223,7 @@ def plot(found: dict[str, Any]) -> Figure:
     left.axvline(100 * found["limit"], color="#c2571a", linewidth=1, linestyle="--")
     left.set_yticks(range(len(settings)), names)
     left.set(title="Items with another SID than the day before, %", xlim=(0, 115), ylim=(len(settings) - 0.5, -0.5))
-    left.legend(fontsize=7, frameon=False, loc="lower right")
+    left.legend(fontsize=7, frameon=False, loc="center right")  # beside the bars of kept codes, which are short
     for axes, key, title in ((middle, "auc", "Ranking AUC"), (right, "recall_path_auc", "AUC of the retrieval path")):
         for (name, entries), colour in zip(found["quality"].items(), ("#6a737d", "#0b6e99", "#c2571a"), strict=True):
             axes.plot([e["date"][5:] for e in entries], [e[key] for e in entries], marker="o", color=colour, label=LABELS[name])

@@ -23,6 +23,8 @@ def package(
     from jobs.pyfunc_service import package as write
 
     if folder.exists():
-        raise typer.BadParameter(f"{folder} is there already", param_hint="FOLDER")
+        raise typer.BadParameter(
+            f"{folder} is there already; name another folder, or remove it first: a server may have it open", param_hint="FOLDER"
+        )
     done = write(Path(local_folder(force, "index")), folder, force.retrieve, force.serve, generation)
     typer.echo(f"{folder} holds {done}; serve it: mlflow models serve -m {folder} --env-manager local --host 127.0.0.1 --port 5001")

@@ -100,6 +100,7 @@ def index_diff(
 
     force = settings(config, sets)
     from dig_models.index.diff import NoSuchField, diff, grouping_fields
+    from dig_models.index.generation import id_date
     from jobs.field_values import field_values
     from jobs.tables import difference_table
 
@@ -108,7 +109,8 @@ def index_diff(
         fields = grouping_fields(root, new, by)
     except NoSuchField as error:
         raise typer.BadParameter(str(error)) from error
-    found = diff(root, old, new, by=by, values=field_values(force, [field.name for field in fields]))
+    words = field_values(force, [field.name for field in fields], id_date(new))
+    found = diff(root, old, new, by=by, values=words)
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
         return

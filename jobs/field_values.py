@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from datetime import date
 
 import pyarrow as pa
 
@@ -14,8 +15,8 @@ from jobs.lake import Lake
 log = logging.getLogger(__name__)
 
 
-def field_values(config: Config, fields: Iterable[str]) -> dict[str, dict[int, str]]:
-    """Values of categorical item fields by bucket, of the newest items snapshot in the lake; values that share a bucket are joined.
+def field_values(config: Config, fields: Iterable[str], until: date) -> dict[str, dict[int, str]]:
+    """Values of categorical item fields by bucket, of the newest items snapshot up to a day; values that share a bucket are joined.
 
     A lake that is elsewhere, has no snapshot, or lacks the column gives no words for a field: whoever shows buckets shows them bare.
     """
@@ -23,9 +24,9 @@ def field_values(config: Config, fields: Iterable[str]) -> dict[str, dict[int, s
     if "://" in place:
         return {}
     lake = Lake(place)
-    days = lake.days("items")
+    days = [day for day in lake.days("items") if day <= until]
     if not days:
-        log.info("%s: no items snapshot: buckets are shown without their values", place)
+        log.info("%s: no items snapshot up to %s: buckets are shown without their values", place, until)
         return {}
     table = lake.read_arrow("items", days[-1:])
     known = [sources[name] for name in fields if name in sources and sources[name].source_column in table.column_names]

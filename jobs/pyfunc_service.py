@@ -122,9 +122,11 @@ def predict(service: Service, rows: pd.DataFrame, params: Mapping[str, Any], lim
     most |= {"items": (max((len(i) for i in items if i is not None), default=0), limits["max_items"])}
     for name, (found, allowed) in most.items():
         if found > allowed:
-            raise InvalidQuery(f"{name}: {found} asked, at most {allowed} allowed")
+            message = f"{name}: {found} asked, at most {allowed} allowed"
+            raise InvalidQuery(message, where=name, expected=f"at most {allowed}", found=str(found))
     if params["mode"] not in (RETRIEVE, RANK):
-        raise InvalidQuery(f"mode {params['mode']!r}: expected {RETRIEVE} or {RANK}")
+        expected, found = f"{RETRIEVE} or {RANK}", params["mode"]
+        raise InvalidQuery(f"mode {found!r}: expected {expected}", where="mode", expected=expected, found=str(found))
     replies = _ranked(service, users, items) if params["mode"] == RANK else _retrieved(service, users, items, params)
     return pd.DataFrame([_row(reply) for reply in replies])
 

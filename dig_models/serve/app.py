@@ -48,14 +48,14 @@ SAID = {
 }
 EXAMPLES = {
     "retrieve": {
-        "ten items": {"summary": "ten items for a user", "value": {"users": ["1364"], "k": 10}},
+        "ten items": {"summary": "ten items for a user", "value": {"users": ["128"], "k": 10}},
         "filtered": {
             "summary": "new to the users, of one department",
-            "value": {"users": ["1364", "7"], "k": 5, "exclude_bought": True, "fields": {"department": ["GROCERY"]}},
+            "value": {"users": ["128", "7"], "k": 5, "exclude_bought": True, "fields": {"department": ["GROCERY"]}},
         },
     },
     "rank": {
-        "three items": {"summary": "three items in a user's order", "value": {"user": "1364", "items": ["1029743", "1106523", "995242"]}}
+        "three items": {"summary": "three items in a user's order", "value": {"user": "128", "items": ["1029743", "1106523", "995242"]}}
     },
 }
 
@@ -157,7 +157,7 @@ class Server:
         try:
             found = await asyncio.wait_for(asyncio.wrap_future(ask()), self.config.timeout_seconds)
         except InvalidQuery as error:
-            raise Refused(422, "invalid", str(error)) from None
+            raise Refused(422, "invalid", str(error), error.details) from None
         except NotReady as error:
             raise Refused(503, "not_ready", str(error), retry_after=1) from None
         except Busy as error:

@@ -36,7 +36,15 @@ TEXT_BYTES = 64
 
 
 class InvalidQuery(ValueError):
-    """A question that this generation cannot answer; the message names what was asked and what is possible."""
+    """A question that this generation cannot answer; the message names what was asked and what is possible.
+
+    Attributes:
+        details: the same for programs: ``where`` in the question, what was ``expected`` and ``found`` there.
+    """
+
+    def __init__(self, message: str, *, where: str, expected: str, found: str) -> None:
+        super().__init__(message)
+        self.details = [{"where": where, "expected": expected, "found": found}]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +184,7 @@ class Service:
         """
         for name, value in (("k", search.k), ("beam", search.beam)):
             if value is not None and value < 1:
-                raise InvalidQuery(f"{name} = {value}: expected at least 1")
+                raise InvalidQuery(f"{name} = {value}: expected at least 1", where=name, expected="at least 1", found=str(value))
         allowed, unknown = self.allowed(search)
         answers: dict[int, Answer] = {}
         for known, places, requests, at_B in self._together(users):
@@ -233,7 +241,9 @@ class Service:
         """
         wanted = list(dict.fromkeys(items))
         if not wanted:
-            raise InvalidQuery("rank: no items given; expected at least one item id")
+            raise InvalidQuery(
+                "rank: no items given; expected at least one item id", where="items", expected="at least one item id", found="none"
+            )
         item_P, unknown = self.rows(wanted)
         asked = self.asked(user)
         score_P = self.reader.retriever.rank(asked.requests, asked.at, item_P) if len(item_P) else np.zeros(0, dtype=np.float32)
@@ -290,7 +300,8 @@ class Service:
             fields = {f.name: f for f in spec.item_fields if f.kind in ("categorical", "multi")}
             if name not in fields:
                 possible = ", ".join(dict.fromkeys((*spec.u2i_keys, *fields)))
-                raise InvalidQuery(f"fields: the catalogue cannot be filtered by {name!r}; it can by {possible}")
+                message = f"fields: the catalogue cannot be filtered by {name!r}; it can by {possible}"
+                raise InvalidQuery(message, where=f"fields.{name}", expected=f"one of {possible}", found=name)
             own, wanted = table.fields, [bucket_of(value, fields[name].buckets) for value in values]
         has_NV: NDArray[np.bool_] = np.isin(own[name], np.array(wanted, dtype=np.int64)).reshape(len(table), -1)
         return np.asarray(has_NV.any(axis=1))

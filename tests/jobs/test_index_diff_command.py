@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,10 +28,13 @@ def snapshot(config: Config, columns: dict[str, list[str | None]]) -> None:
 
 def test_buckets_have_the_words_of_the_newest_snapshot(tmp_path: Path) -> None:
     config = rw.settings(tmp_path)
-    assert field_values(config, ["department"]) == {}, "no snapshot yet"
+    assert field_values(config, ["department"], synthetic.DAY) == {}, "no snapshot yet"
     names = [f"D{n}" for n in range(200)]
     snapshot(config, {"department": [*names, None, ""]})
-    found = field_values(config, ["department", "brand", "no field"])
+    assert field_values(config, ["department"], synthetic.DAY - timedelta(days=1)) == {}, (
+        "a later day's words say nothing of an earlier day"
+    )
+    found = field_values(config, ["department", "brand", "no field"], synthetic.DAY)
     assert list(found) == ["department"], "the snapshot has no brand"
     for name in names:
         assert name in found["department"][bucket_of(name, 64)].split(" / ")
