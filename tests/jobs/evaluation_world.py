@@ -268,5 +268,10 @@ def publishable(world: World, day: date = DAY) -> None:
     columns = [n for n in example_schema(world.spec).names if n not in ("request_id", "item", "label", "source", "weight", "cross")]
     seen = lake.read_arrow("examples", days_between(window.eval_first, window.eval_last), columns=columns)
     newest = {row["user_id"]: row for row in seen.to_pylist()}  # days ascend
-    state = [row | {"ts": (epoch_day(day) + 1) * SECONDS_PER_DAY, "ds": day.isoformat()} for row in newest.values()]
+    end = (epoch_day(day) + 1) * SECONDS_PER_DAY
+    state = []
+    for row in newest.values():
+        kept = [at for at, ts in enumerate(row["hist_ts"]) if ts >= end - world.spec.history_days * SECONDS_PER_DAY]
+        history = {name: [row[name][at] for at in kept] for name in ("hist_item", "hist_ts")}
+        state.append(row | history | {"ts": end, "ds": day.isoformat()})
     commit(lake, "user_state", day, pa.Table.from_pylist(state, schema=seen.schema))
