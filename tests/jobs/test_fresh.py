@@ -181,8 +181,8 @@ def test_a_champion_that_the_index_was_not_made_with_is_refused(world: ReleaseWo
 def test_a_promotion_in_between_refuses_the_refresh(world: ReleaseWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     second, real = world.pairs[1], fresh.refresh
 
-    def overtaken(*args: object) -> str:
-        made = real(*args)  # type: ignore[arg-type]
+    def overtaken(*args: object, **options: object) -> str:
+        made = real(*args, **options)  # type: ignore[arg-type]
         monkeypatch.setattr(fresh, "refresh", real)
         move(world.config, second, asks(reason="meanwhile", at="2017-11-20T08:30:00+00:00"))
         return made

@@ -122,7 +122,8 @@ def test_a_request_that_sees_its_own_second_is_found_out_on_both_paths(tmp_path:
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the item's own zeros say, in batches so small that most buckets hold one row, as they do in a real catalogue."""
-    world = ew.build(tmp_path_factory.mktemp("negatives"), "train.requests_per_batch=1", "train.random_negatives=10")
+    uniform = ("train.random_negatives=10", "train.history_negatives=0")
+    world = ew.build(tmp_path_factory.mktemp("negatives"), "train.requests_per_batch=1", *uniform)
     ew.train(world)
     return negatives.measure(world.config, bundle_of(world), judged(world), world.store, most=60)
 
