@@ -17,7 +17,8 @@ import pytest
 from ops import supervise
 from ops.service import Service, StackError
 
-MARK = {supervise.MARKER: "this-test"}
+NAME = f"this-test-{os.getpid()}"  # test processes beside this one have servers of their own
+MARK = {supervise.MARKER: NAME}
 FOREVER = "import time; time.sleep(600)"
 PARENT = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {FOREVER!r}]); print(p.pid, flush=True); p.wait()"
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
@@ -44,7 +45,7 @@ def start(tmp_path):
         return started[-1]
 
     yield spawn
-    for process in [*supervise.marked("this-test"), *(psutil.Process(p.pid) for p in started if supervise.alive(p))]:
+    for process in [*supervise.marked(NAME), *(psutil.Process(p.pid) for p in started if supervise.alive(p))]:
         process.kill()
 
 
@@ -116,7 +117,7 @@ def test_what_a_dead_server_left_is_found_by_its_marker(start, tmp_path):
     orphan = int(printed(tmp_path))
     os.kill(process.pid, signal.SIGKILL)
     eventually(lambda: not supervise.alive(process))
-    assert [found.pid for found in supervise.marked("this-test")] == [orphan]
+    assert [found.pid for found in supervise.marked(NAME)] == [orphan]
     assert supervise.marked("another") == []
 
 
@@ -125,9 +126,9 @@ def test_what_a_dead_server_left_of_its_session_is_its_own_and_nobody_elses(star
     orphan = int(printed(tmp_path))
     os.kill(process.pid, signal.SIGKILL)
     eventually(lambda: not supervise.alive(process))
-    assert [found.pid for found in supervise.left_by(process, "this-test")] == [orphan]
+    assert [found.pid for found in supervise.left_by(process, NAME)] == [orphan]
     assert supervise.left_by(process, "another") == []
-    assert [found.pid for found in supervise.left_by(neighbour, "this-test")] == [neighbour.pid]
+    assert [found.pid for found in supervise.left_by(neighbour, NAME)] == [neighbour.pid]
 
 
 def test_a_server_that_ends_at_once_is_an_error_with_the_end_of_its_log(start, tmp_path):
