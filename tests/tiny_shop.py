@@ -21,7 +21,7 @@ PLACE: dict[str, Any] = {
         "master": "local[2]",
         "driver_memory": "1g",
         "shuffle_partitions": 2,
-        "conf": {"spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1"},
+        "conf": {"spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"},
     },
     "window": {"eval_days": 2, "train_days": 6, "validation_days": 1},
     "model": {"dim": 8, "codes": 4, "encoder_hidden": 8, "experts": 2, "expert_hidden": 8},
