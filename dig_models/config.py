@@ -87,7 +87,11 @@ class ModelConfig(Strict):
     path_score: Literal["last", "sum_log"] = "last"
     retrieval_query: Literal["sid", "pool"] = Field("sid", description="DIN query on the retrieval path")
     recon_stop: Literal["item", "sid"] = Field("item", description="which side of L_recon is stopped")
-    rank_gradient_to_encoder: bool = Field(True, description="False cuts the tokenizer off from L_rank (ablation)")
+    rank_gradient_to_encoder: bool = Field(
+        True,
+        description="False cuts the tokenizer off from L_rank: the quantizer reads an encoder of its own, which L_commit and, with "
+        "recon_stop sid, L_recon train; such a model is not indexed (ablation)",
+    )
     open_positives: Literal["all", "organic"] = Field(
         "all", description="positives of the open-catalogue source: every purchase, or only those not exposed"
     )
@@ -102,6 +106,9 @@ class TrainConfig(Strict):
     random_negatives: Positive = Field(30, description="random catalogue items per request")
     history_negatives: Annotated[int, Field(ge=0)] = Field(
         10, description="further negatives per request, distinct items of its history: what a user's own items are told apart by"
+    )
+    popular_negatives: Annotated[int, Field(ge=0)] = Field(
+        0, description="further negatives per request, drawn by their popularity before the first example: what many buy and this user not"
     )
     hard_negatives: Annotated[int, Field(ge=0)] = Field(
         0, description="further catalogue items per request, drawn from the prefixes that the recall path scores highest as it is by now"

@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dig_models import losses, u2t
 from dig_models.batch import Batch
@@ -25,10 +24,10 @@ from dig_models.config import ModelConfig
 from dig_models.features import SOURCE_EXPOSED, FeatureSpec
 from dig_models.items import ItemTable
 from dig_models.nn.attention import HistoryAttention, RowLayout, UserSide
-from dig_models.nn.embedding import FieldEmbedding, renamed
+from dig_models.nn.embedding import FieldEmbedding, ItemEncoder, renamed
 from dig_models.nn.mixer import Mixer
 from dig_models.nn.mlp import SkipMlp, U2tHead
-from dig_models.nn.norm import CorpusNorm, DomainNorm, all_reduce, commit_moments
+from dig_models.nn.norm import CorpusNorm, DomainNorm, all_reduce, commit_moments, members, rank_here
 from dig_models.nn.shown import Shown
 from dig_models.quantize.gumbel import SIGMA_WEIGHT, GumbelExploration
 from dig_models.quantize.known import KnownSids
@@ -78,7 +77,7 @@ class Dig(nn.Module):
         self.user_fields = FieldEmbedding(users, dim)
         self.shown = Shown(self.item_fields)
         self.encoder = SkipMlp(self.item_fields.width, config.encoder_hidden, dim)
-        self.corpus_norm = CorpusNorm(dim)
+        self.corpus_norm = CorpusNorm(dim if config.rank_gradient_to_encoder else 2 * dim)
         self.user_tower = SkipMlp(self.user_fields.width + dim, 2 * dim, dim)
         self.attention = HistoryAttention(dim, config.heads)
         self.pool_query = nn.Linear(dim, dim) if config.retrieval_query == "pool" else None
@@ -98,6 +97,8 @@ class Dig(nn.Module):
         self.rank_bias = nn.Parameter(torch.zeros(DOMAINS))
         self.recall_bias = nn.Parameter(torch.zeros(DOMAINS))
         self.u2t_head = U2tHead(dim, width)
+        # Last, so that all else starts as it does without one.
+        self.token_encoder = None if config.rank_gradient_to_encoder else ItemEncoder(spec.item_fields, config.encoder_hidden, dim)
         offsets = [self.user_fields.offset[f.name] for f in users]
         self.register_buffer("user_offset_F", torch.tensor(offsets, dtype=torch.int64), persistent=False)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
@@ -141,15 +142,28 @@ class Dig(nn.Module):
         return torch.where((row_M > 0).unsqueeze(1) & (own_ML >= 0), own_ML, reserved_ML)
 
     def encode_items(self, item_M: Tensor) -> Tensor:
-        """``e_v`` of rows of the item table, ``(M,) -> (M, D)``: static fields only, standardised over the catalogue."""
+        """``e_v`` of rows of the item table, ``(M,) -> (M, D)``: static fields only, standardised over the catalogue.
+
+        With a ``token_encoder`` it is what ranking reads, and beside it what the quantizer reads, ``(M, 2 D)``; all methods take it so.
+        """
         known_ND = self.known_ND
         out: Tensor = self.corpus_norm(self._raw_encode(item_M)) if known_ND is None else known_ND.index_select(0, item_M)
         return out
 
     def _raw_encode(self, item_M: Tensor, masked_M: Tensor | None = None) -> Tensor:
         index_MJ = self.shown.read(self.item_index_NJ.index_select(0, item_M), item_M, masked_M)
-        out: Tensor = self.encoder(self.item_fields(index_MJ, self.item_number_NQ.index_select(0, item_M)))
-        return out
+        return self.embed(index_MJ, self.item_number_NQ.index_select(0, item_M))
+
+    def embed(self, index_MJ: Tensor, number_MQ: Tensor) -> Tensor:
+        """Packed columns to embeddings as they are before ``corpus_norm``."""
+        e_MD: Tensor = self.encoder(self.item_fields(index_MJ, number_MQ))
+        if self.token_encoder is None:
+            return e_MD
+        return torch.cat([e_MD, self.token_encoder(index_MJ, number_MQ, self.item_fields.bag_widths)], dim=1)
+
+    def sides(self, e_MD: Tensor) -> tuple[Tensor, Tensor]:
+        """What ranking and what the quantizer reads of embeddings: the same, but with a ``token_encoder`` one half each."""
+        return (e_MD, e_MD) if self.token_encoder is None else (e_MD[..., : self.config.dim], e_MD[..., self.config.dim :])
 
     @torch.no_grad()
     def encode_catalogue(self) -> Tensor:
@@ -168,7 +182,7 @@ class Dig(nn.Module):
             item_M: rows of the item table, for the codes that items have; without it ``e_MD`` must be the whole catalogue, as
                 ``encode_catalogue`` gives it.
         """
-        nearest_ML = self.quantizer.assign(e_MD)
+        nearest_ML = self.quantizer.assign(self.sides(e_MD)[1])
         if not self.fixed:
             return nearest_ML
         if item_M is None:
@@ -189,14 +203,14 @@ class Dig(nn.Module):
 
     def _share(self) -> Tensor:
         """Catalogue rows that this rank encodes; rows of all ranks together are ``1..N-1``."""
-        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-        return torch.arange(1 + rank, len(self.item_index_NJ), ranks, device=self.step.device)
+        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        return torch.arange(1 + rank_here(), len(self.item_index_NJ), ranks, device=self.step.device)
 
     @torch.no_grad()
     def _measure(self, item_M: Tensor) -> Tensor:
         """Raw embeddings of this rank's share, whose moments (over all ranks) become the corpus statistics."""
         chunks = [self._raw_encode(chunk) for chunk in torch.split(item_M, CATALOGUE_CHUNK)]
-        raw_MD = torch.cat(chunks) if chunks else self.rank_bias.new_zeros(0, self.config.dim)
+        raw_MD = torch.cat(chunks) if chunks else self.rank_bias.new_zeros(0, len(self.corpus_norm.mean_D))
         self.corpus_norm.measure(raw_MD)
         return raw_MD
 
@@ -211,7 +225,7 @@ class Dig(nn.Module):
             ValueError: an empty catalogue, embeddings that are not finite, or given SIDs that do not fit.
         """
         self._measure(self._share())
-        e_ND, codes = self.encode_catalogue()[1:], self.config.codes
+        e_ND, codes = self.sides(self.encode_catalogue()[1:])[1], self.config.codes
         if self.config.assignment == "given":
             tree = codebooks_of(e_ND.cpu().numpy(), self.code_NL[1:].cpu().numpy(), codes, seed)
         else:
@@ -236,14 +250,16 @@ class Dig(nn.Module):
         the corpus statistics move and nothing is returned.
 
         Returns:
-            ``codes_used_l``, ``perplexity_l``, ``collision_rate``, ``quantization_error`` (mean ``|e_v - sum c|^2``), ``codes_reset``.
+            ``codes_used_l``, ``perplexity_l``, ``collision_rate``, ``quantization_error`` (mean ``|e_v - sum c|^2``), ``codes_reset``,
+            ``never_shown`` (share of items).
         """
         own_M = self._share()
-        e_MD = self.corpus_norm(self._measure(own_M))
+        whole_MD = self.corpus_norm(self._measure(own_M))
+        e_MD = self.sides(whole_MD)[1]
         self.reset_rows = torch.zeros(0, dtype=torch.int64)
         if not bool(self.quantizer.built):
             return {}
-        code_ML = self.codes(e_MD, own_M)
+        code_ML = self.codes(whole_MD, own_M)
         number_LK = self.quantizer.update(e_MD, code_ML)
         if self.exploration is not None:
             self.exploration.observe(number_LK)
@@ -259,6 +275,7 @@ class Dig(nn.Module):
             "collision_rate": collision_rate(self.code_NL[1:], self.config.codes),
             "quantization_error": float(all_reduce(error)) / max(len(self.code_NL) - 1, 1),
             "codes_reset": float(len(self.reset_rows)),
+            "never_shown": self.shown.never,
         }
 
     def _reset_dead(self) -> None:
@@ -267,7 +284,7 @@ class Dig(nn.Module):
             return
         generator = self._generator(rank=0, stream=1)
         item_X = torch.randint(1, len(self.code_NL), (len(dead_X2),), generator=generator).to(dead_X2.device)
-        residual_XLD = self.quantizer.residuals(self.encode_items(item_X), self.code_NL[item_X])
+        residual_XLD = self.quantizer.residuals(self.sides(self.encode_items(item_X))[1], self.code_NL[item_X])
         self.quantizer.reset(dead_X2, residual_XLD[torch.arange(len(dead_X2)), dead_X2[:, 0]])
         self.reset_rows = dead_X2[:, 0] * self.config.codes + dead_X2[:, 1]
 
@@ -285,7 +302,7 @@ class Dig(nn.Module):
         """User side of each request, without any item: computed once, used by all rows."""
         requests, length = batch.history_BH.shape
         item_M, at_X = torch.unique(batch.history_BH, return_inverse=True)
-        e_BHD = self.encode_items(item_M).index_select(0, at_X.flatten()).view(requests, length, -1)
+        e_BHD = self.sides(self.encode_items(item_M))[0].index_select(0, at_X.flatten()).view(requests, length, -1)
         return self._user_side(batch, e_BHD)
 
     def _user_side(self, batch: Batch, e_BHD: Tensor) -> UserSide:
@@ -311,7 +328,7 @@ class Dig(nn.Module):
 
     def rank_logit(self, users: UserSide, request_R: Tensor, e_RD: Tensor, cross_RC: Tensor, domain_R: Tensor) -> Tensor:
         """True log-odds of a click on items, ``(R,)``; sigmoid is calibrated. ``request_R`` must ascend."""
-        member_RS = _member(domain_R)
+        member_RS, e_RD = members(domain_R, DOMAINS), self.sides(e_RD)[0]
         read_R1D = self.attention(e_RD.unsqueeze(1), users, RowLayout.of(request_R, len(users.user_BU)))
         return self._ranked(self._normed_user(users, request_R, read_R1D, member_RS), e_RD, cross_RC, member_RS)
 
@@ -321,7 +338,7 @@ class Dig(nn.Module):
 
     def recall_logit(self, users: UserSide, request_R: Tensor, prefix_RD: Tensor, u2t_RC: Tensor, domain_R: Tensor) -> Tensor:
         """True log-odds of prefixes, ``(R,)``, from ``prefix_embeddings`` and ``u2t``. ``request_R`` must ascend."""
-        member_RS = _member(domain_R)
+        member_RS = members(domain_R, DOMAINS)
         if self.pool_query is None:
             layout = RowLayout.of(request_R, len(users.user_BU))
             read_R1D = self.attention(prefix_RD.unsqueeze(1), users, layout)
@@ -354,17 +371,17 @@ class Dig(nn.Module):
         if not self.training or self.config.dropout == 0:
             return self._losses(batch, joint, lookup)
         with torch.random.fork_rng():  # dropout knows the global generator only
-            torch.manual_seed(self._draw(_rank(), stream=5))
+            torch.manual_seed(self._draw(rank_here(), stream=5))
             return self._losses(batch, joint, lookup)
 
     def _losses(self, batch: Batch, joint: bool, lookup: PairLookup) -> dict[str, Tensor]:
         if self.training:
             self._prepare(batch)
-        member_RS = _member((batch.source_R != SOURCE_EXPOSED).long())
+        member_RS = members((batch.source_R != SOURCE_EXPOSED).long(), DOMAINS)
         item_M, at_X = torch.unique(torch.cat([batch.item_R, batch.history_BH.flatten()]), return_inverse=True)
         e_MD = self.corpus_norm(self._raw_encode(item_M, self._masked(item_M)))
         at_R, at_BH = at_X[: batch.rows], at_X[batch.rows :]
-        ranked_MD = e_MD if self.config.rank_gradient_to_encoder else e_MD.detach()
+        ranked_MD = self.sides(e_MD)[0]
         e_BHD = ranked_MD.index_select(0, at_BH).view(*batch.history_BH.shape, -1)
         users = self._user_side(batch, e_BHD)
         layout = RowLayout.of(batch.request_R, batch.requests)
@@ -397,11 +414,12 @@ class Dig(nn.Module):
         """All five losses; both paths pass BN_user and the Mixer together, so that both share the same statistics."""
         rows, levels, dim = batch.rows, self.config.levels, self.config.dim
         code_ML, prefix_MLD = self._tokens(e_MD, item_M)
+        e_MD = self.sides(e_MD)[1]
         prefix_RLD = prefix_MLD.view(len(item_M), -1).index_select(0, at_R).view(rows, levels, dim)
         teacher_RLC = self._teacher(batch, code_ML.index_select(0, at_R), lookup)
         reads = (users.user_BU, prefix_RLD) if self.config.u2t_gradient else (users.user_BU.detach(), prefix_RLD.detach())
         predicted_RLC = self.u2t_head(reads[0], batch.request_R, reads[1])
-        seen_RLC = self._mixed(teacher_RLC, predicted_RLC)
+        seen_RLC = u2t.mixed(self.config, teacher_RLC, predicted_RLC, self._generator(rank_here(), stream=3))
 
         query_RTD = torch.cat([e_RD.unsqueeze(1), prefix_RLD], dim=1)
         if self.pool_query is None:
@@ -435,8 +453,8 @@ class Dig(nn.Module):
     def _tokens(self, e_MD: Tensor, item_M: Tensor) -> tuple[Tensor, Tensor]:
         """Codes ``(M, L)`` that this step goes by, and the prefix embeddings that it scores ``(M, L, D)``."""
         if self.exploration is not None and self.training and not self.fixed:
-            return self.exploration.explore(e_MD, self.quantizer, self._generator(_rank(), stream=6))
-        code_ML = self.codes(e_MD.detach(), item_M)
+            return self.exploration.explore(self.sides(e_MD)[1], self.quantizer, self._generator(rank_here(), stream=6))
+        code_ML, e_MD = self.codes(e_MD.detach(), item_M), self.sides(e_MD)[1]
         prefix_MLD = self.prefix_embeddings(code_ML)
         # Straight through: what reaches any prefix reaches the embedding as if it were the prefix (arXiv 1711.00937, section 3.2).
         return code_ML, prefix_MLD + (e_MD - e_MD.detach()).unsqueeze(1) if self.coupled else prefix_MLD
@@ -444,38 +462,24 @@ class Dig(nn.Module):
     @torch.no_grad()
     def _teacher(self, batch: Batch, code_RL: Tensor, lookup: PairLookup) -> Tensor:
         """``u2t_l`` of each row, ``(R, L, C)``, by the teacher that the config names."""
-        config = self.config
-        if config.u2t_teacher == "none":
-            return batch.cross_RC.new_zeros(batch.rows, config.levels, batch.cross_RC.shape[1])
-        key_RL = u2t.bucket_keys(code_RL, config.codes, config.bucket_key)
-        if config.u2t_teacher == "batch_mean":
-            return u2t.batch_mean(key_RL, batch.cross_RC)
-        if config.u2t_teacher == "leave_one_out":
-            return u2t.leave_one_out(key_RL, batch.cross_RC, config.u2t_min_bucket)
-        if self._buckets is None:
-            self._buckets = CatalogueBuckets.of(self.code_NL, config.codes, config.bucket_key)
-        drawn_RLS = self._buckets.draw(key_RL, batch.item_R, config.u2t_samples, self._generator(_rank(), stream=2))
-        return u2t.catalogue_sample(drawn_RLS, batch, lookup)
-
-    def _mixed(self, teacher_RLC: Tensor, predicted_RLC: Tensor) -> Tensor:
-        """What the recall path sees: the teacher for a share of the rows, MLP_u2t (as a constant) for the others."""
-        if self.config.u2t_teacher == "none":
-            return teacher_RLC
-        taught_R = torch.rand(len(teacher_RLC), generator=self._generator(_rank(), stream=3)) < self.config.u2t_mix
-        return torch.where(taught_R.to(teacher_RLC.device)[:, None, None], teacher_RLC, predicted_RLC.detach())
+        if self._buckets is None and self.config.u2t_teacher == "catalogue_sample":
+            self._buckets = CatalogueBuckets.of(self.code_NL, self.config.codes, self.config.bucket_key)
+        return u2t.taught(self.config, batch, code_RL, lookup, self._buckets, self._generator(rank_here(), stream=2))
 
     def _masked(self, item_M: Tensor) -> Tensor | None:
         """Which distinct items lose their item-id field in this step; None where no training goes on."""
         if not self.training:
             return None
-        masked_M = (torch.rand(len(item_M), generator=self._generator(_rank(), stream=4)) < self.config.item_id_dropout).to(item_M.device)
+        masked_M = (torch.rand(len(item_M), generator=self._generator(rank_here(), stream=4)) < self.config.item_id_dropout).to(
+            item_M.device
+        )
         self.shown.note(item_M, masked_M, self.item_index_NJ)
         return masked_M
 
     def _untouched(self) -> Tensor:
         """Zero that depends on the parameters which only the recall path uses."""
         idle = [self.recall_bias, *self.quantizer.parameters(), *self.norm_sid.parameters(), *self.norm_u2t.parameters()]
-        idle += [p for m in (self.u2t_head, self.pool_query, self.exploration) if m is not None for p in m.parameters()]
+        idle += [p for m in (self.u2t_head, self.pool_query, self.exploration, self.token_encoder) if m is not None for p in m.parameters()]
         return torch.stack([p.sum() for p in idle]).sum() * 0.0
 
     @torch.no_grad()
@@ -485,16 +489,7 @@ class Dig(nn.Module):
             self._measure(self._share())
         if bool(self.biased):
             return
-        member_RS = _member((batch.source_R != SOURCE_EXPOSED).long())
+        member_RS = members((batch.source_R != SOURCE_EXPOSED).long(), DOMAINS)
         self.rank_bias.copy_(losses.base_log_odds(batch.offset_R, batch.label_R, member_RS) / BIAS_GAIN)
         self.recall_bias.copy_(self.rank_bias)
         self.biased.fill_(True)
-
-
-def _member(domain_R: Tensor) -> Tensor:
-    """One-hot domain of each row, float32 ``(R, S)``."""
-    return F.one_hot(domain_R, DOMAINS).float()
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

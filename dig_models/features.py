@@ -112,6 +112,11 @@ class FeatureSpec(Strict):
         return (*u2i, *(f"pop_{w}" for w in self.windows), *(f"offer_{o.name}" for o in self.offers))
 
     @property
+    def month(self) -> int:
+        """The window nearest to 30 days, the shorter of two that are as near."""
+        return min(self.windows, key=lambda w: (abs(w - 30), w))
+
+    @property
     def cross_width_raw(self) -> int:
         """Number of raw crosses ``W``."""
         return len(self.raw_cross_names)

@@ -6,7 +6,8 @@ Three teachers (``ModelConfig.u2t_teacher``) give ``u2t_l`` of a row in training
   row this is the row's own ``c_uv``, which gives its label away: the retrieval path then learns what it will not see.
 - ``leave_one_out``: the same mean without the row itself, from the nearest shorter prefix whose bucket is large enough.
 - ``catalogue_sample``: ``c_uv`` of random catalogue items inside the row's prefix, for the row's user and time. Unbiased for the
-  exact mean over the prefix that serving can compute, and independent of which items happen to be in the batch.
+  exact mean over the prefix that serving can compute, and independent of which items happen to be in the batch. Of a prefix that no
+  item has (exploration, masked ids) the longest part that some item has counts.
 
 Shape suffixes: ``R`` rows, ``L`` levels, ``C`` model crosses, ``N`` catalogue items.
 """
@@ -23,11 +24,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dig_models.batch import Batch
+from dig_models.config import ModelConfig
 from dig_models.quantize.residual import sid_number
 
 Ints = NDArray[np.int64]
 PairLookup = Callable[[Ints, Ints, Ints, Ints], NDArray[np.float32]]
 BucketKey = Literal["prefix", "token"]
+
+
+def taught(
+    config: ModelConfig, batch: Batch, code_RL: Tensor, lookup: PairLookup, buckets: CatalogueBuckets | None, generator: torch.Generator
+) -> Tensor:
+    """``u2t_l`` of each row, ``(R, L, C)``, by the teacher that the config names; only ``catalogue_sample`` needs ``buckets``."""
+    key_RL = bucket_keys(code_RL, config.codes, config.bucket_key)
+    if config.u2t_teacher == "batch_mean":
+        return batch_mean(key_RL, batch.cross_RC)
+    if config.u2t_teacher == "leave_one_out":
+        return leave_one_out(key_RL, batch.cross_RC, config.u2t_min_bucket)
+    if config.u2t_teacher == "none" or buckets is None:
+        return batch.cross_RC.new_zeros(batch.rows, config.levels, batch.cross_RC.shape[1])
+    return catalogue_sample(buckets.draw(key_RL, config.u2t_samples, generator), batch, lookup)
+
+
+def mixed(config: ModelConfig, teacher_RLC: Tensor, predicted_RLC: Tensor, generator: torch.Generator) -> Tensor:
+    """What the recall path sees: the teacher for a share of the rows, MLP_u2t (as a constant) for the others."""
+    if config.u2t_teacher == "none":
+        return teacher_RLC
+    taught_R = torch.rand(len(teacher_RLC), generator=generator) < config.u2t_mix
+    return torch.where(taught_R.to(teacher_RLC.device)[:, None, None], teacher_RLC, predicted_RLC.detach())
 
 
 def bucket_keys(code_ML: Tensor, codes: int, key: BucketKey) -> Tensor:
@@ -88,16 +112,26 @@ class CatalogueBuckets:
         sorted_LN, order_LN = key_NL.t().contiguous().sort(dim=1, stable=True)
         return cls(order_LN=order_LN + 1, key_LN=sorted_LN)
 
-    def draw(self, key_RL: Tensor, own_R: Tensor, samples: int, generator: torch.Generator) -> Tensor:
-        """Random items of each row's bucket, with replacement, ``(R, L, samples)``; the row's own item where the bucket is empty."""
+    def draw(self, key_RL: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+        """Random items of each row's bucket, with replacement, ``(R, L, samples)``.
+
+        Exploration and masked item ids lead to codes that no item of the catalogue has. An empty bucket is then that of the level above
+        it, the first level's the whole catalogue, as serving knows no such prefix; never the row's own item for its own sake.
+        """
+        levels, items = self.key_LN.shape
         query_LR = key_RL.t().contiguous()
         low_LR = torch.searchsorted(self.key_LN, query_LR)
         size_LR = torch.searchsorted(self.key_LN, query_LR, right=True) - low_LR
+        at_LR = low_LR + items * torch.arange(levels, device=low_LR.device).unsqueeze(1)  # in all levels' items, one level after the other
+        above = (torch.zeros_like(low_LR[0]), torch.full_like(low_LR[0], items))
+        for level in range(levels):
+            here_R = size_LR[level] > 0
+            at_LR[level] = torch.where(here_R, at_LR[level], above[0])
+            size_LR[level] = torch.where(here_R, size_LR[level], above[1])
+            above = (at_LR[level], size_LR[level])
         uniform = torch.rand((*query_LR.shape, samples), generator=generator, dtype=torch.float64).to(query_LR.device)
         step = (uniform * size_LR.unsqueeze(2)).long()
-        at = (low_LR.unsqueeze(2) + step).clamp_max(self.key_LN.shape[1] - 1)
-        drawn = self.order_LN.gather(1, at.flatten(1)).view_as(at)
-        return torch.where(size_LR.unsqueeze(2) > 0, drawn, own_R[None, :, None]).transpose(0, 1)
+        return self.order_LN.flatten()[at_LR.unsqueeze(2) + step].transpose(0, 1)
 
 
 def catalogue_sample(drawn_RLS: Tensor, batch: Batch, lookup: PairLookup) -> Tensor:

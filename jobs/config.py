@@ -14,7 +14,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from dig_models.config import Fraction, ModelConfig, Positive, RetrieveConfig, ServeConfig, Strict, TrainConfig
 from jobs.dataset_config import (
@@ -89,7 +89,7 @@ class SparkConfig(Strict):
     connection_id: str = "spark_default"
     conf: dict[str, str] = Field({}, description="further Spark properties")
     one_day_java_options: str = Field(
-        "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+        "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC",
         description="of the driver's JVM where a DAG submits a single day: that ends before a second compilation would have paid",
     )
 
@@ -268,6 +268,17 @@ class Config(Strict):
     backfill: BackfillConfig = BackfillConfig()
     stack: StackConfig = StackConfig()
     serve: ServeConfig = ServeConfig()
+
+    @field_validator("model")
+    @classmethod
+    def _exact_means_are_of_prefixes(cls, model: ModelConfig) -> ModelConfig:
+        # Not in ModelConfig itself: a bundle that was written so must still load.
+        if model.bucket_key != "prefix" and model.u2t_inference == "exact":
+            raise ValueError(
+                f"bucket_key {model.bucket_key} with u2t_inference exact: the exact mean is over the items of a prefix, which is not what "
+                "such a model learns from; expected u2t_inference mlp (or none), or bucket_key prefix"
+            )
+        return model
 
     def run_window(self, run_date: date) -> Window:
         """The days that a run for ``run_date`` uses.

@@ -31,7 +31,7 @@ from dig_models.files import sync_dir
 from dig_models.items import ItemTable
 from dig_models.quantize.known import KnownSids, SidsError
 from dig_models.quantize.known import read_sids as read_given
-from dig_models.train.data import ExamplesError, pair_lookup
+from dig_models.train.data import ExamplesError, pair_lookup, popular_chances
 from dig_models.train.distributed import World, process_group
 from dig_models.train.loop import Record, Setup, Told, TrainingDiverged, fit
 from dig_models.train.stream import ExampleStream, row_groups
@@ -131,6 +131,8 @@ def _train(inputs: TrainInputs, world: World) -> None:
         "keep_rate": config.dataset.sampling.exposed_negative_rate,
         "random_negatives": config.train.random_negatives,
         "history_negatives": config.train.history_negatives,
+        "popular_negatives": config.train.popular_negatives,
+        "chance_N": popular_chances(store, spec, inputs.first_second),
         "open_positives": config.model.open_positives,
         "seed": config.train.seed,
         "rank": world.rank,
@@ -302,7 +304,7 @@ def _write(home: Path, model: Dig, report: dict[str, Any], inputs: TrainInputs) 
     config, bundle = inputs.config, home / "bundle"
     info = {k: report[k] for k in ("date", "lineage", "ancestor", "window", "inputs", "mlflow_run_id")}
     info |= {"dataset": config.dataset.name, "keep_rate": config.dataset.sampling.exposed_negative_rate, "seed": config.train.seed}
-    info |= {"random_negatives": config.train.random_negatives, "history_negatives": config.train.history_negatives}
+    info |= {kind: getattr(config.train, kind) for kind in ("random_negatives", "history_negatives", "popular_negatives")}
     info |= {"catalogue": inputs.catalogue_day.isoformat()}
     info |= {"alignment": {k: report["alignment"][k] for k in ("version", "lineage", "labels")} if report["alignment"] else None}
     writing, old = home / WRITING, home / OLD

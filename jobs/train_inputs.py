@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dig_models.config import LAUNCH
+from dig_models.features import SECONDS_PER_DAY
 from jobs.config import Config
 from jobs.dates import Window, days_between
 from jobs.entry import JobError
@@ -70,6 +71,11 @@ class TrainInputs:
             "sids": self.sids,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def first_second(self) -> int:
+        """Start of the first day of examples, seconds of the local clock."""
+        return (self.window.train_first - date(1970, 1, 1)).days * SECONDS_PER_DAY
 
     @property
     def catalogue_day(self) -> date:

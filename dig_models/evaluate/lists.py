@@ -112,8 +112,7 @@ def baselines(spec: FeatureSpec, raw_GNW: Sequence[NDArray[np.float32]], exclude
 
 def columns(spec: FeatureSpec) -> tuple[int, int]:
     """Raw cross columns of the baselines: popularity in the window nearest to 30 days, the user's count in the longest."""
-    near = min(spec.windows, key=lambda w: (abs(w - 30), w))
-    return spec.raw_cross_names.index(f"pop_{near}"), spec.raw_cross_names.index(f"u2i_item_n_{max(spec.windows)}")
+    return spec.raw_cross_names.index(f"pop_{spec.month}"), spec.raw_cross_names.index(f"u2i_item_n_{max(spec.windows)}")
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ def encode_rows(model: Dig, items: ItemTable, rows: slice | Ints) -> Tensor:
     index_RJ, number_RQ = field.pack({n: v[rows] for n, v in items.fields.items()}, {n: v[rows] for n, v in items.numbers.items()})
     try:
         known_RJ = model.shown.known(index_RJ, model.shown.of(items.hash_N[rows]))
-        e_RD: Tensor = model.corpus_norm(model.encoder(field(known_RJ, number_RQ)))
+        e_RD: Tensor = model.corpus_norm(model.embed(known_RJ, number_RQ))
     finally:
         field.bag_widths = own  # those of the model's own table
     return e_RD
@@ -63,7 +63,12 @@ def write_codes(model: Dig, items: ItemTable, sid_path: Path, embedding_path: Pa
     """SIDs int32 ``(N, L)`` and embeddings float32 ``(N, D)`` of a catalogue, written as they are computed; row 0 has the SID -1.
 
     Memory holds a chunk; ``item_codes`` says which SID an item gets.
+
+    Raises:
+        ValueError: the model is of the ablation that keeps two embeddings of an item, which no index has room for.
     """
+    if model.token_encoder is not None:
+        raise ValueError("model.rank_gradient_to_encoder: false is an ablation, found in a model to be indexed; train with true")
     levels, dim = model.config.levels, model.config.dim
     sid_NL = create_npy(sid_path, np.int32, (len(items), levels))
     embedding_ND = create_npy(embedding_path, np.float32, (len(items), dim))

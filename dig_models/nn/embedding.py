@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dig_models.features import FieldSpec
+from dig_models.nn.mlp import SkipMlp
 
 
 class FieldEmbedding(nn.Module):
@@ -82,6 +83,21 @@ class FieldEmbedding(nn.Module):
         if self.numbers and value_MQ is not None:
             parts.append(value_MQ.sign() * value_MQ.abs().log1p())
         return torch.cat(parts, dim=1) if parts else self.table.weight.new_zeros((rows, 0))
+
+
+class ItemEncoder(nn.Module):
+    """Fields and encoder of its own for what the quantizer reads, where ranking is not to shape it (an ablation)."""
+
+    def __init__(self, fields: Sequence[FieldSpec], hidden: int, dim: int) -> None:
+        super().__init__()
+        self.fields = FieldEmbedding(fields, dim)
+        self.mlp = SkipMlp(self.fields.width, hidden, dim)
+
+    def forward(self, index_MJ: Tensor, number_MQ: Tensor, bag_widths: list[int]) -> Tensor:
+        """Packed columns ``(M, J), (M, Q)``, as those of a ``FieldEmbedding`` of the same fields, to ``(M, D)``."""
+        self.fields.bag_widths = bag_widths
+        out: Tensor = self.mlp(self.fields(index_MJ, number_MQ))
+        return out
 
 
 def renamed(prefix: str, fields: Sequence[FieldSpec]) -> list[FieldSpec]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 CONSTANT = 1e-8
 
@@ -98,11 +99,35 @@ class DomainNorm(nn.Module):
         self.pending = None
 
 
+def members(domain_R: Tensor, domains: int) -> Tensor:
+    """One-hot domain of each row, float32 ``(R, S)``."""
+    return F.one_hot(domain_R, domains).float()
+
+
+def rank_here() -> int:
+    """This process among those that train together."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def all_reduce(value: Tensor) -> Tensor:
     """Sum over all ranks in place; the value itself where nothing is distributed."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(value)
     return value
+
+
+def gathered(value_X: Tensor) -> Tensor:
+    """What all ranks have, of any length each, in the order of ranks; the value itself where nothing is distributed."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return value_X
+    length_W = value_X.new_zeros(dist.get_world_size(), dtype=torch.int64)
+    length_W[dist.get_rank()] = len(value_X)
+    lengths = all_reduce(length_W).tolist()
+    if not max(lengths):
+        return value_X
+    padded_WX = [value_X.new_zeros(max(lengths)) for _ in lengths]
+    dist.all_gather(padded_WX, F.pad(value_X, (0, max(lengths) - len(value_X))))
+    return torch.cat([padded_X[:length] for padded_X, length in zip(padded_WX, lengths, strict=True)])
 
 
 def commit_moments(norms: Iterable[DomainNorm]) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dig_models.nn.embedding import FieldEmbedding
-from dig_models.nn.norm import all_reduce
+from dig_models.nn.norm import gathered
 
 ITEM_ID = "item_id"
 
@@ -66,13 +66,18 @@ class Shown(nn.Module):
 
     @torch.no_grad()
     def note(self, item_M: Tensor, masked_M: Tensor, index_NJ: Tensor) -> None:
-        """A training step reads these rows of the catalogue, all buckets of them but the ids of the masked ones; all ranks call it."""
-        seen_N2 = torch.zeros(len(index_NJ), 2, dtype=torch.int32, device=index_NJ.device)
-        seen_N2[item_M] = torch.stack([torch.ones_like(masked_M), ~masked_M], dim=1).int()
-        there_N, own_N = (all_reduce(seen_N2) > 0).unbind(1)
-        self.item_N[1:] |= own_N[1:]
-        row_M = there_N.nonzero().squeeze(1)
-        self.bucket_T[self.without_id(index_NJ.index_select(0, row_M), ~own_N.index_select(0, row_M)).flatten()] = True
+        """A training step reads these rows of the catalogue, all buckets of them but the ids of the masked ones; all ranks call it.
+
+        Ranks tell each other only what is new to them, so a step costs what its batch holds and not what the catalogue does, and
+        all of them agree after every step.
+        """
+        own_M = ~masked_M & (item_M > 0)
+        index_MJ = self.without_id(index_NJ.index_select(0, item_M), ~own_M)
+        fresh_M = (own_M & ~self.item_N[item_M]) | ~self.bucket_T[index_MJ].all(dim=1)
+        told_X = gathered(item_M[fresh_M] * 2 + own_M[fresh_M])
+        item_X, own_X = told_X // 2, told_X % 2 > 0
+        self.item_N[item_X[own_X]] = True
+        self.bucket_T[self.without_id(index_NJ.index_select(0, item_X), ~own_X).flatten()] = True
 
     def read(self, index_MJ: Tensor, item_M: Tensor, masked_M: Tensor | None) -> Tensor:
         """Packed buckets of rows of the catalogue as the encoder is to read them, ``(M, J)``.
@@ -83,6 +88,12 @@ class Shown(nn.Module):
         if masked_M is not None:
             return self.without_id(index_MJ, masked_M)
         return index_MJ if self.training else self.known(index_MJ, self.item_N.index_select(0, item_M))
+
+    @property
+    def never(self) -> float:
+        """Share of the catalogue that no step has read with its id."""
+        items = max(len(self.item_N) - 1, 1)
+        return 1.0 - int(self.item_N[1:].sum()) / items
 
     def known(self, index_MJ: Tensor, own_M: Tensor) -> Tensor:
         """Packed buckets with what was never shown as missing, ``(M, J)``; ``own_M`` as ``of`` gives it."""

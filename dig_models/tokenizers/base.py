@@ -1,5 +1,7 @@
 """What every tokenizer does: fit on a catalogue, give codes to items, be kept in a folder and come back from it.
 
+Items come in as vectors, of their fields (``content.py``) or of what they were bought with (``co_occurrence.py``).
+
 Shape suffixes: ``N`` rows of the item table (row 0 unknown), ``L`` levels, ``K`` codes, ``D`` width.
 """
 
@@ -20,11 +22,12 @@ from torch import Tensor
 from dig_models.features import FeatureSpec
 from dig_models.files import replace_text
 from dig_models.items import ItemTable
-from dig_models.tokenizers.content import ContentVectors
+from dig_models.tokenizers.co_occurrence import CoOccurrenceVectors
+from dig_models.tokenizers.content import ContentVectors, Floats
 
 Ints = NDArray[np.int64]
 STATE, SETTINGS = "tokenizer.safetensors", "tokenizer.json"
-_COMPONENTS = "content.component_VD"
+_CONTENT = "content."
 
 
 class TokenizerError(ValueError):
@@ -32,7 +35,7 @@ class TokenizerError(ValueError):
 
 
 class Tokenizer(ABC):
-    """SIDs from items alone.
+    """SIDs made beforehand.
 
     Attributes:
         kind: name of the method, also in settings and files.
@@ -47,8 +50,16 @@ class Tokenizer(ABC):
 
     @classmethod
     @abstractmethod
-    def fit(cls, items: ItemTable, spec: FeatureSpec, *, levels: int, codes: int, seed: int) -> Self:
+    def fit(cls, items: ItemTable, spec: FeatureSpec, *, levels: int, codes: int, seed: int, content: ContentVectors | None = None) -> Self:
         """Learn from a catalogue; the same catalogue and seed give the same codes.
+
+        Args:
+            items: the catalogue.
+            spec: its fields.
+            levels: SID length.
+            codes: codes of a level.
+            seed: of all that is drawn.
+            content: what makes vectors of items; by default fitted here, on their fields alone.
 
         Raises:
             ValueError: the catalogue is too small, or a field does not fit the spec.
@@ -57,6 +68,15 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode(self, items: ItemTable) -> Ints:
         """Codes ``(N, L)`` of any table, cold items included; -1 for the unknown item in row 0."""
+
+    @abstractmethod
+    def embed(self, items: ItemTable) -> Floats:
+        """What is quantized, ``(N, D)``: codes are the nearest to it and to what the codes before leave of it."""
+
+    @property
+    @abstractmethod
+    def code_LKD(self) -> Floats:
+        """Code vectors."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
@@ -71,7 +91,8 @@ class Tokenizer(ABC):
         """Write it to a folder; ``tokenizer.json`` comes last, so a folder without it is none."""
         path.mkdir(parents=True, exist_ok=True)
         (path / SETTINGS).unlink(missing_ok=True)
-        tensors = {_COMPONENTS: torch.from_numpy(self.content.component_VD), **self.state()}
+        content = {name: torch.from_numpy(array) for name, array in self.content.arrays().items()}
+        tensors = {**{f"{_CONTENT}{name}": tensor for name, tensor in content.items()}, **self.state()}
         save_file({name: value.contiguous() for name, value in tensors.items()}, path / STATE)
         settings = {"kind": self.kind, "levels": self.levels, "codes": self.codes, "spec": self.content.spec.digest}
         replace_text(path / SETTINGS, json.dumps(settings, indent=2, sort_keys=True) + "\n")
@@ -89,14 +110,17 @@ class Tokenizer(ABC):
             tensors = load_file(path / STATE)
             kind, digest = settings["kind"], settings["spec"]
             levels, codes = int(settings["levels"]), int(settings["codes"])
-            component_VD = tensors.pop(_COMPONENTS).numpy()
+            stored = {name: tensors.pop(name).numpy() for name in list(tensors) if name.startswith(_CONTENT)}
+            arrays = {name.removeprefix(_CONTENT): array for name, array in stored.items()}
+            content_kind = CoOccurrenceVectors if "hash_X" in arrays else ContentVectors
+            content = content_kind(spec=spec, **arrays)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise TokenizerError(f"{path}: holds no whole tokenizer ({str(error).splitlines()[0]}); fit it again") from None
         if kind != cls.kind:
             raise TokenizerError(f"{path}: a tokenizer of kind {kind!r} found, {cls.kind!r} expected")
         spec.require(digest, f"tokenizer {path}")
         try:
-            return cls.from_state(ContentVectors(spec=spec, component_VD=component_VD), levels, codes, tensors)
+            return cls.from_state(content, levels, codes, tensors)
         except (KeyError, RuntimeError) as error:
             raise TokenizerError(f"{path / STATE}: not the tensors of a {kind} tokenizer ({str(error).splitlines()[0]})") from None
 

@@ -10,6 +10,7 @@ Shape suffixes: ``N`` rows of the item table (row 0 unknown), ``V`` buckets of a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,10 @@ class ContentVectors:
         scale = float(np.sqrt(np.mean(np.square(vector_ND)))) or 1.0
         component_VD = (weight_V[:, None] * svd.components_.T / scale).astype(np.float32)
         return cls(spec=spec, component_VD=component_VD)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All that ``of`` needs beside the spec, by attribute."""
+        return {"component_VD": self.component_VD}
 
     def of(self, items: ItemTable) -> Floats:
         """Vectors ``(N, D)`` float32; of an unknown item, or one whose buckets were never seen, zeros.

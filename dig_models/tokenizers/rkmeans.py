@@ -26,12 +26,21 @@ class ResidualKMeans(Tokenizer):
 
     def __init__(self, content: ContentVectors, code_LKD: Floats) -> None:
         super().__init__(content, *code_LKD.shape[:2])
-        self.code_LKD = code_LKD
+        self._code_LKD = code_LKD
+
+    @property
+    def code_LKD(self) -> Floats:
+        """See ``Tokenizer.code_LKD``."""
+        return self._code_LKD
+
+    def embed(self, items: ItemTable) -> Floats:
+        """See ``Tokenizer.embed``: the vectors themselves."""
+        return self.content.of(items)
 
     @classmethod
-    def fit(cls, items: ItemTable, spec: FeatureSpec, *, levels: int, codes: int, seed: int) -> Self:
+    def fit(cls, items: ItemTable, spec: FeatureSpec, *, levels: int, codes: int, seed: int, content: ContentVectors | None = None) -> Self:
         """See ``Tokenizer.fit``."""
-        content = ContentVectors.fit(items, spec, seed=seed)
+        content = content or ContentVectors.fit(items, spec, seed=seed)
         return cls(content, residual_kmeans(content.of(items)[1:], levels, codes, seed))
 
     def encode(self, items: ItemTable) -> Ints:

@@ -3,7 +3,7 @@
 An autoencoder of content vectors with a residual quantizer in its middle: ``z = Enc(x)``, ``q = sum_l c_{l,s_l}`` by nearest residual
 codes, ``x^ = Dec(z + sg[q - z])``; the loss is ``|x - x^|^2`` (mean) and ``beta sum_l |r_{l-1} - sg[c_{l,s_l}]|^2``. Codes start from
 residual k-means of ``z``, move by averages of their items (arXiv 1711.00937, appendix A.1) and go to a random residual when they have
-been without an item for some steps. Items alone: no interaction is seen.
+been without an item for some steps. No interaction is seen beyond those that the vectors were made of.
 
 Shape suffixes: ``M`` items, ``X`` content width, ``D`` latent width, ``L`` levels, ``K`` codes.
 """
@@ -22,7 +22,7 @@ from dig_models.features import FeatureSpec
 from dig_models.items import ItemTable
 from dig_models.quantize.residual import ResidualQuantizer
 from dig_models.tokenizers.base import Ints, Tokenizer, without_unknown
-from dig_models.tokenizers.content import ContentVectors
+from dig_models.tokenizers.content import ContentVectors, Floats
 from dig_models.tokenizers.rkmeans import residual_kmeans
 
 
@@ -73,7 +73,17 @@ class RqVae(Tokenizer):
         self.network, self.losses = network.eval(), losses
 
     @classmethod
-    def fit(cls, items: ItemTable, spec: FeatureSpec, *, levels: int, codes: int, seed: int, settings: RqVaeSettings | None = None) -> Self:
+    def fit(
+        cls,
+        items: ItemTable,
+        spec: FeatureSpec,
+        *,
+        levels: int,
+        codes: int,
+        seed: int,
+        content: ContentVectors | None = None,
+        settings: RqVaeSettings | None = None,
+    ) -> Self:
         """See ``Tokenizer.fit``.
 
         Args:
@@ -82,10 +92,11 @@ class RqVae(Tokenizer):
             levels: SID length.
             codes: codes of a level.
             seed: of weights and order; the global generator is left as it was.
+            content: see ``Tokenizer.fit``.
             settings: of the autoencoder.
         """
         settings = settings or RqVaeSettings()
-        content = ContentVectors.fit(items, spec, seed=seed)
+        content = content or ContentVectors.fit(items, spec, seed=seed)
         x_MX = torch.from_numpy(content.of(items)[1:])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -98,6 +109,18 @@ class RqVae(Tokenizer):
         """See ``Tokenizer.encode``."""
         x_MX = torch.from_numpy(self.content.of(items)[1:])
         return without_unknown(self.network.quantizer.assign(self.network.encoder(x_MX)).numpy())
+
+    @torch.no_grad()
+    def embed(self, items: ItemTable) -> Floats:
+        """See ``Tokenizer.embed``: the latents."""
+        latent: Floats = self.network.encoder(torch.from_numpy(self.content.of(items))).numpy()
+        return latent
+
+    @property
+    def code_LKD(self) -> Floats:
+        """See ``Tokenizer.code_LKD``."""
+        codes: Floats = self.network.quantizer.code_LKD.numpy()
+        return codes
 
     def state(self) -> dict[str, Tensor]:
         """See ``Tokenizer.state``."""

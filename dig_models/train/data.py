@@ -11,10 +11,13 @@ section 6.3, is its inverse). ``Batch.offset_R`` is that ``-log q``: the loss se
 * open-catalogue rows: ``k`` of the ``N - 1`` catalogue items are drawn as negatives, ``q = k / (N - 1)``, hence ``log((N - 1) / k)``;
 * open-catalogue rows of items in the request's history, positives too, where up to ``h`` of the ``M`` of them that were not bought are
   drawn as well: ``q = k / (N - 1) + min(h / M, 1)``, the copies of such an item to be expected. A sample may depend on request and
-  item in any way that the offset knows.
+  item in any way that the offset knows;
+* where ``m`` popular items are drawn as well, item ``v`` with chance ``p_v`` each time: ``q`` is ``m p_v`` larger (the correction of
+  Bengio & Senecal, *Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language Model*, 2008).
 
 What a user bought before is bought again far likelier than anything else, and is 1% of a catalogue: uniform draws hardly ever show which
-of it is not bought, so the order of a user's own items, which lists are made of, is learned from history negatives.
+of it is not bought, so the order of a user's own items, which lists are made of, is learned from history negatives. What many buy is
+likewise a small part of a catalogue and most of what a list of new items is made of: popular negatives teach who does not buy it.
 
 Shape suffixes: ``B`` requests, ``R`` rows (request x item), ``P`` pairs, ``H`` history, ``W`` raw crosses, ``C`` model crosses,
 ``N`` rows of the item table.
@@ -52,6 +55,14 @@ class PairSource(Protocol):
         ...
 
 
+class PopularitySource(Protocol):
+    """What knows how often items are bought (``dig_models.crosses.CrossStore``)."""
+
+    def popularity(self, ts: int) -> Floats:
+        """Raw popularity of every item row at a time, ``(N, windows)``."""
+        ...
+
+
 def pair_lookup(store: PairSource, spec: FeatureSpec) -> PairLookup:
     """Look-up of model crosses: the store's raw crosses, transformed as the spec says."""
 
@@ -59,6 +70,24 @@ def pair_lookup(store: PairSource, spec: FeatureSpec) -> PairLookup:
         return spec.transform(store.pairs(user_P, ts_P, offer_P, item_P))
 
     return lookup
+
+
+def popular_chances(store: PopularitySource, spec: FeatureSpec, ts: int) -> NDArray[np.float64]:
+    """Chance of each item to be a popular negative, ``(N,)``: its share of the events of the window nearest to 30 days.
+
+    Args:
+        store: popularity of the item rows, from closed days alone.
+        spec: its windows, in days.
+        ts: a time of the first example's day, seconds. What is bought later has no say: it would tell which items the examples are of.
+
+    Returns:
+        Chances that sum to 1, row 0 without any; all items alike if none was bought.
+    """
+    event_N = store.popularity(ts)[:, spec.windows.index(spec.month)].astype(np.float64)
+    event_N[0] = 0.0
+    if not event_N.any():
+        event_N[1:] = 1.0
+    return event_N / max(float(event_N.sum()), 1.0)
 
 
 def request_columns(spec: FeatureSpec) -> list[str]:
@@ -147,6 +176,8 @@ def collate(
     keep_rate: float,
     random_negatives: int = 0,
     history_negatives: int = 0,
+    popular_negatives: int = 0,
+    chance_N: NDArray[np.float64] | None = None,
     rng: np.random.Generator | None = None,
     open_positives: Literal["all", "organic"] = "all",
 ) -> Batch:
@@ -155,7 +186,8 @@ def collate(
     Rows whose item is not in ``items`` are dropped; what is left of the stored rows keeps its order within a request
     (``RequestTable.rows_of`` names it). With ``random_negatives`` each request also gets, after its stored rows, its exposed positives once
     more as open-catalogue rows (``open_positives="all"``, source organic) and that many random negatives, drawn uniformly
-    from the catalogue except the request's own positives; then distinct items of its history, as far as it did not buy them again.
+    from the catalogue except the request's own positives; then distinct items of its history, as far as it did not buy them again; then
+    popular items, draws that hit a positive left out.
     Without random negatives the batch is the stored rows alone, and the offset of organic rows is 0.
 
     Args:
@@ -167,11 +199,14 @@ def collate(
         keep_rate: share of exposed negatives that the examples kept.
         random_negatives: catalogue items drawn a request; 0 for evaluation.
         history_negatives: distinct items drawn from the history of a request, if it has so many; only beside random negatives.
+        popular_negatives: items drawn a request, with replacement, with ``chance_N`` each (``popular_chances``); only beside random ones.
+        chance_N: needed with ``popular_negatives``; float64.
         rng: needed with ``random_negatives``.
         open_positives: whether exposed positives are open-catalogue rows too (``all``) or only organic ones are.
 
     Raises:
-        ValueError: ``random_negatives`` without ``rng``, or a catalogue without items to draw.
+        ValueError: ``random_negatives`` without ``rng``, or a catalogue without items to draw; ``popular_negatives`` without the chances
+            of this catalogue.
     """
     index_B = np.asarray(index_B).astype(np.int64)
     request_R, at_R = requests.rows_of(index_B)
@@ -187,8 +222,11 @@ def collate(
         taken = np.unique(request_R[positive] * len(items) + item_R[positive])
         met = _met(history_BH, len(items))
         request_M, item_M = _random_negatives(taken, len(index_B), len(items), random_negatives, rng)
-        own_M, share_B = _history_negatives(met, taken, len(index_B), len(items), history_negatives, rng)
-        request_M, item_M = np.concatenate([request_M, own_M // len(items)]), np.concatenate([item_M, own_M % len(items)])
+        own_M = _history_negatives(met, taken, len(items), history_negatives, rng)
+        share_B = _shares(met, taken, len(index_B), len(items), history_negatives)
+        popular_M = _popular_negatives(taken, len(index_B), len(items), popular_negatives, chance_N, rng)
+        further_M = np.concatenate([own_M, popular_M])
+        request_M, item_M = np.concatenate([request_M, further_M // len(items)]), np.concatenate([item_M, further_M % len(items)])
         of_M = index_B[request_M]
         cross_MC = lookup(requests.user_B[of_M], requests.ts_B[of_M], requests.offer_B[of_M], item_M)
         cross_RC = np.concatenate([cross_RC, cross_RC[again], cross_MC])
@@ -200,7 +238,8 @@ def collate(
         request_R, item_R, label_R = request_R[order], item_R[order], label_R[order]
         source_R, cross_RC = source_R[order], cross_RC[order]
         share_R = share_B[request_R] * _isin_sorted(request_R * len(items) + item_R, met)
-        open_R = -np.log(random_negatives / (len(items) - 1) + share_R)
+        popular_R = 0.0 if chance_N is None else popular_negatives * chance_N[item_R]
+        open_R = -np.log(random_negatives / (len(items) - 1) + share_R + popular_R)
     offset_R = np.where(source_R == SOURCE_EXPOSED, -np.log(keep_rate), open_R).astype(np.float32)
     return Batch(
         user_BF=torch.from_numpy(requests.user_BF[index_B]),
@@ -224,17 +263,55 @@ def _met(history_BH: Ints, rows: int) -> Ints:
     return np.unique(request_X * rows + history_BH[request_X, slot_X])
 
 
-def _history_negatives(
-    met: Ints, taken: Ints, requests: int, rows: int, each: int, rng: np.random.Generator
-) -> tuple[Ints, NDArray[np.float64]]:
-    """Up to ``each`` of a request's ``met`` that are not ``taken`` (all as ``request x rows + item``, ascending); and the share drawn."""
+def _history_negatives(met: Ints, taken: Ints, rows: int, each: int, rng: np.random.Generator) -> Ints:
+    """Up to ``each`` of a request's ``met`` that are not ``taken`` (all as ``request x rows + item``, ascending)."""
     if not each:
-        return met[:0], np.zeros(requests)
+        return met[:0]
     free = met[~_isin_sorted(met, taken)]
     free = free[np.lexsort((rng.random(len(free)), free // rows))]
-    count_B = np.bincount(free // rows, minlength=requests)
+    count_B = np.bincount(free // rows)
     place_X = np.arange(len(free)) - np.repeat(np.cumsum(count_B) - count_B, count_B)
-    return free[place_X < each], np.minimum(each / np.maximum(count_B, 1), 1.0)
+    return free[place_X < each]
+
+
+def _popular_negatives(
+    taken: Ints, requests: int, rows: int, each: int, chance_N: NDArray[np.float64] | None, rng: np.random.Generator
+) -> Ints:
+    """Items drawn by chance that are not ``taken``, as ``request x rows + item``; ``each`` draws a request, with replacement."""
+    if not each:
+        return taken[:0]
+    if chance_N is None or len(chance_N) != rows:
+        raise ValueError(
+            f"popular negatives need a chance of each of the {rows} item rows, {0 if chance_N is None else len(chance_N)} given"
+        )
+    upto_N = np.cumsum(chance_N)
+    item_X = np.searchsorted(upto_N, rng.random(requests * each) * upto_N[-1], side="right")
+    drawn_X: Ints = np.repeat(np.arange(requests, dtype=np.int64), each) * rows + item_X
+    free_X: Ints = drawn_X[~_isin_sorted(drawn_X, taken)]
+    return free_X
+
+
+def _shares(met: Ints, taken: Ints, requests: int, rows: int, each: int) -> NDArray[np.float64]:
+    """Share of its ``met`` that are not ``taken`` which ``_history_negatives`` draws for each request, ``(B,)``."""
+    free = met[~_isin_sorted(met, taken)]
+    share_B: NDArray[np.float64] = np.minimum(each / np.maximum(np.bincount(free // rows, minlength=requests), 1), 1.0)
+    return share_B
+
+
+def history_shares(history_BH: Ints, taken: Ints, rows: int, each: int) -> tuple[Ints, NDArray[np.float64]]:
+    """What ``collate`` draws from histories, in expectation.
+
+    Args:
+        history_BH: item rows, 0 for none.
+        taken: positives of the requests as ``request x rows + item``, ascending.
+        rows: of the item table.
+        each: history negatives a request.
+
+    Returns:
+        Items of the histories, as ``taken``; and the share of a request's that is drawn, ``(B,)``.
+    """
+    met = _met(history_BH, rows)
+    return met, _shares(met, taken, len(history_BH), rows, each)
 
 
 def _random_negatives(taken: Ints, requests: int, rows: int, each: int, rng: np.random.Generator) -> tuple[Ints, Ints]:

@@ -8,13 +8,13 @@ jointly from the first step. Learning rate and batches are functions of the step
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -173,12 +173,16 @@ class _Run:
         config, stream = self.config, self.setup.train
         if not config.hard_negatives or self.model.config.loss.recall == 0:
             return None
+        share_N = np.full(len(stream.items), config.random_negatives / (len(stream.items) - 1))
+        if stream.chance_N is not None:
+            share_N += stream.popular_negatives * stream.chance_N
         return HardNegatives(
             model=self.model,
             lookup=stream.lookup,
             each=config.hard_negatives,
             beam=config.hard_beam,
-            offset=math.log((len(stream.items) - 1) / config.random_negatives),
+            share_N=torch.from_numpy(share_N),
+            history=config.history_negatives,
             seed=config.seed,
             rank=self.world.rank,
         )

@@ -20,6 +20,7 @@ from typing import Literal, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from dig_models.batch import Batch
 from dig_models.features import FeatureSpec
@@ -122,7 +123,7 @@ class ExampleStream:
 
     Attributes:
         groups: see ``row_groups``.
-        lookup, keep_rate, random_negatives, history_negatives, open_positives: see ``collate``.
+        lookup, keep_rate, random_negatives, history_negatives, popular_negatives, chance_N, open_positives: see ``collate``.
         seed: of order and negatives; rank and world: which share is this one's.
     """
 
@@ -139,6 +140,8 @@ class ExampleStream:
     requests_per_batch: int
     shuffle_row_groups: int
     history_negatives: int = 0
+    popular_negatives: int = 0
+    chance_N: NDArray[np.float64] | None = None
 
     def plan(self, epoch: int) -> Plan:
         """Training plan of an epoch, see ``plan_epoch``."""
@@ -194,6 +197,8 @@ class ExampleStream:
             keep_rate=self.keep_rate,
             random_negatives=self.random_negatives,
             history_negatives=self.history_negatives,
+            popular_negatives=self.popular_negatives,
+            chance_N=self.chance_N,
             rng=np.random.Generator(np.random.Philox(key)),
             open_positives=self.open_positives,
         )

@@ -8,6 +8,7 @@ from torch import Tensor
 from dig_models.batch import Batch
 from dig_models.dig import Dig
 from dig_models.features import SOURCE_EXPOSED
+from dig_models.quantize.residual import collision_rate, usage
 from dig_models.train.distributed import World
 from dig_models.train.figures import ScoreFigures
 from dig_models.train.stream import ExampleStream, Prefetcher
@@ -21,13 +22,16 @@ def validate(model: Dig, stream: ExampleStream, world: World, *, prefetch: int, 
 
     Returns:
         ``<path>_<domain>_<figure>`` for path ``rank`` or ``recall``, domain ``exposed`` or ``open`` and figures
-        ``auc, logloss, calibration``; those that are undefined (no positives) are left out. The same on every rank.
+        ``auc, logloss, calibration``; those that are undefined (no positives) are left out. With ``sids`` also ``figures_of_sids``. The
+        same on every rank.
     """
     training = model.training
     model.eval()
     e_ND = model.encode_catalogue()
-    deepest_ND = model.prefix_embeddings(model.codes(e_ND))[:, -1] if sids else None
+    code_NL = model.codes(e_ND) if sids else None
+    deepest_ND = None if code_NL is None else model.prefix_embeddings(code_NL)[:, -1]
     paths = ("rank", "recall") if sids else ("rank",)
+    sid_figures = {} if code_NL is None else figures_of_sids(model, code_NL)
     figures = {(path, domain): ScoreFigures() for path in paths for domain in ("exposed", "open")}
     with Prefetcher(stream.in_order(), prefetch) as batches:
         for cpu_batch in batches:
@@ -36,7 +40,24 @@ def validate(model: Dig, stream: ExampleStream, world: World, *, prefetch: int, 
                 _add(figures[path, "exposed"], batch, logit_R, batch.source_R == SOURCE_EXPOSED)
                 _add(figures[path, "open"], batch, logit_R, batch.source_R != SOURCE_EXPOSED)
     model.train(training)
-    return {f"{path}_{domain}_{k}": v for (path, domain), f in figures.items() for k, v in f.result(world).items()}
+    return {f"{path}_{domain}_{k}": v for (path, domain), f in figures.items() for k, v in f.result(world).items()} | sid_figures
+
+
+def figures_of_sids(model: Dig, code_NL: Tensor) -> dict[str, float]:
+    """Usage and collisions of a catalogue's SIDs as a bundle of the model would have them, and what share of it was never shown.
+
+    In training codes also follow rows of buckets that no example has shown; in evaluation mode, which publishing reads, these are missing.
+
+    Args:
+        model: in evaluation mode.
+        code_NL: its codes of the whole catalogue.
+
+    Returns:
+        ``sid_codes_used_<l>, sid_perplexity_<l>, sid_collision_rate, sid_never_shown``.
+    """
+    number_LK = torch.stack([torch.bincount(code_N, minlength=model.config.codes) for code_N in code_NL[1:].t()])
+    found = {**usage(number_LK), "collision_rate": collision_rate(code_NL[1:], model.config.codes), "never_shown": model.shown.never}
+    return {f"sid_{name}": value for name, value in found.items()}
 
 
 def _logits(model: Dig, batch: Batch, e_ND: Tensor, deepest_ND: Tensor | None) -> dict[str, Tensor]:

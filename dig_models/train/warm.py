@@ -42,6 +42,7 @@ def warm_start(model: Dig, ancestor: Bundle, items: ItemTable, everyone: ItemTab
     fits = {name for name, value in own.items() if name in old and old[name].shape == value.shape}
     addressing = {name for name in own if name.startswith("quantizer.") or name == "code_NL"}
     kept = addressing <= fits and bool(ancestor.model.quantizer.built)
+    kept &= (model.token_encoder is None) == (ancestor.model.token_encoder is None)  # codes go with the embeddings that they quantize
     if not kept:
         fits -= addressing
     reading = {name for name in own if name.startswith(("item_fields.", "encoder."))}

@@ -91,11 +91,47 @@ def test_u2t_loss_trains_its_head_and_what_the_head_reads_only_if_asked(
 
 
 def test_the_tokenizer_can_be_cut_off_from_the_rank_loss(spec: FeatureSpec, items: ItemTable, batch: Batch, lookup: PairLookup) -> None:
-    model = make_dig(spec, items, rank_gradient_to_encoder=False)
+    """Ranking has a trained encoder as ever; what the quantizer reads is another, which ``L_commit`` and ``L_recon`` alone train."""
+    model = _joint(spec, items, batch, lookup, rank_gradient_to_encoder=False, recon_stop="sid")
+    own, tokens = ("encoder.", "item_fields."), "token_encoder."
+    model.zero_grad()
     model(batch, "warmup", lookup)["total"].backward()
-    for name, parameter in [*model.encoder.named_parameters(), *model.item_fields.named_parameters()]:
-        assert parameter.grad is None or float(parameter.grad.norm()) == 0, name
-    assert float(model.mixer.head.weight.grad.norm()) > 0
+    found = {"warmup": {n: 0.0 if p.grad is None else float(p.grad.norm()) for n, p in model.named_parameters()}}
+    found |= {name: _gradient_of(model, batch, lookup, recall=1e-9, **{name: 1.0}) for name in ("u2t", "commit", "recon")}
+    found["recall"] = _gradient_of(model, batch, lookup, recall=1.0)
+    for name, norms in found.items():
+        assert all(n > 0 for p, n in norms.items() if p.startswith(own)), name
+        assert {n > 0 for p, n in norms.items() if p.startswith(tokens)} == {name in ("commit", "recon")}, name
+
+
+def test_of_a_tokenizer_that_is_cut_off_ranking_reads_nothing_and_sids_nothing_of_ranking(
+    spec: FeatureSpec, items: ItemTable, batch: Batch, lookup: PairLookup
+) -> None:
+    model = _joint(spec, items, batch, lookup, rank_gradient_to_encoder=False).eval()
+    assert model.token_encoder is not None
+
+    def seen() -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            e_ND = model.encode_catalogue()
+            logit_R = model.rank_logit(model.user_side(batch), batch.request_R, e_ND[batch.item_R], batch.cross_RC, batch.domain_R)
+            return logit_R, model.codes(e_ND)
+
+    logit_R, code_NL = seen()
+    changed: dict[torch.nn.Module, tuple[bool, bool]] = {}
+    for module in (model.token_encoder, model.encoder):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        found = seen()
+        changed[module] = (not torch.equal(found[0], logit_R), not torch.equal(found[1], code_NL))
+        logit_R, code_NL = found
+    assert changed == {model.token_encoder: (False, True), model.encoder: (True, False)}
+
+
+def test_a_tokenizer_cut_off_from_ranking_starts_the_rest_of_the_model_alike(spec: FeatureSpec, items: ItemTable) -> None:
+    whole, cut = make_dig(spec, items).state_dict(), make_dig(spec, items, rank_gradient_to_encoder=False).state_dict()
+    assert {n for n in cut if n not in whole} and all(n.startswith("token_encoder.") for n in cut if n not in whole)
+    assert [n for n in whole if not n.startswith("corpus_norm.") and not torch.equal(whole[n], cut[n])] == []
 
 
 @pytest.mark.parametrize("query", ["sid", "pool"])

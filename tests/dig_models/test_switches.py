@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +13,10 @@ from dig_models.batch import Batch
 from dig_models.bundle import load_bundle, save_bundle
 from dig_models.dig import Dig
 from dig_models.features import FeatureSpec
+from dig_models.index.encode import write_codes
 from dig_models.items import ItemTable
 from dig_models.quantize.known import KnownSids
-from dig_models.train.warm import rename_codes
+from dig_models.train.warm import rename_codes, warm_start
 from dig_models.u2t import PairLookup
 from tests.dig_models.conftest import make_dig
 
@@ -38,16 +42,19 @@ def train(model: Dig, batch: Batch, lookup: PairLookup, steps: int = 12) -> list
 
 
 def encoder_gradient(model: Dig, batch: Batch, lookup: PairLookup) -> float:
-    """What L_recall alone sends to the item encoder, where ranking is cut off from it."""
+    """What L_recall alone sends to the encoder that the quantizer reads, where ranking is cut off from it."""
     off = {"recall": 1.0, "commit": 0.0, "recon": 0.0, "u2t": 0.0}
     model.config = model.config.model_copy(update={"loss": model.config.loss.model_copy(update=off)})
     model.zero_grad()
     model(batch, "joint", lookup)["total"].backward()
-    grad = model.encoder.first.weight.grad
+    assert model.token_encoder is not None
+    grad = model.token_encoder.mlp.first.weight.grad
     return 0.0 if grad is None else float(grad.norm())
 
 
 GUMBEL = ("gumbel_sdud", "gumbel_frqud")
+WHOLE: dict[str, object] = {}
+CUT_OFF: dict[str, object] = {"rank_gradient_to_encoder": False, "recon_stop": "sid"}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +91,7 @@ def test_exploration_is_for_training_alone_and_codes_are_the_nearest_elsewhere(
     assert torch.equal(model._tokens(e_MD, torch.arange(1, 60))[0], model.codes(e_MD, torch.arange(1, 60)))
 
 
-@pytest.mark.parametrize("changes", [{"assignment": a} for a in GUMBEL] + [{"codebook": "coupled_ste"}, {"u2t_teacher": "none"}])
+@pytest.mark.parametrize("changes", [{"assignment": a} for a in GUMBEL] + [{"codebook": "coupled_ste"}, {"u2t_teacher": "none"}, CUT_OFF])
 def test_every_switch_trains_with_every_parameter_in_every_phase(
     spec: FeatureSpec, items: ItemTable, batch: Batch, lookup: PairLookup, changes: dict[str, object]
 ) -> None:
@@ -102,6 +109,30 @@ def test_every_switch_trains_with_every_parameter_in_every_phase(
     model.settled = False
     recall = train(model, batch, lookup, steps=25)
     assert np.isfinite(recall).all() and recall[-1] < recall[0]
+
+
+@pytest.mark.parametrize("assignment", GUMBEL)
+def test_a_code_that_no_item_has_never_shows_a_row_its_own_crosses(
+    spec: FeatureSpec, items: ItemTable, batch: Batch, lookup: PairLookup, assignment: str
+) -> None:
+    """Unless the row's item is of the longest prefix that there is: then it counts as often as any item of it."""
+    model = joint(spec, items, batch, lookup, assignment=assignment, sdud_sigma=50.0, frqud_ratio=0.01, u2t_samples=64)
+    with torch.no_grad():
+        model.quantizer.code_LKD.mul_(0.05)  # noise decides
+    item_M, at_R = torch.unique(batch.item_R, return_inverse=True)
+    code_RL = model._tokens(model.encode_items(item_M), item_M)[0][at_R]
+    marked = replace(batch, cross_RC=torch.ones_like(batch.cross_RC))
+    taught_RLC = model._teacher(marked, code_RL, lambda user, ts, offer, item: np.zeros((len(user), spec.cross_width), dtype=np.float32))
+    strange = 0
+    for row, (item, code) in enumerate(zip(batch.item_R.tolist(), code_RL, strict=True)):
+        pool = list(range(1, len(items)))
+        for level in range(model.config.levels):
+            same = [i for i in pool if bool((model.code_NL[i, : level + 1] == code[: level + 1]).all())]
+            strange += not same
+            pool = same or pool
+            own = float(taught_RLC[row, level, 0])
+            assert own == 0 if item not in pool else own == pytest.approx(1 / len(pool), abs=0.35)
+    assert strange > 20
 
 
 def test_a_resumed_exploration_draws_the_same_codes(spec: FeatureSpec, items: ItemTable, batch: Batch, lookup: PairLookup) -> None:
@@ -125,7 +156,7 @@ def test_a_coupled_codebook_is_its_own_semantic_table_and_no_gradient_moves_it(
     assert not model.quantizer.semantic.weight.requires_grad
 
 
-@pytest.mark.parametrize("changes", [{"assignment": a} for a in GUMBEL] + [{"codebook": "coupled_ste"}])
+@pytest.mark.parametrize("changes", [{"assignment": a} for a in GUMBEL] + [{"codebook": "coupled_ste"}, CUT_OFF])
 def test_bundles_keep_what_the_switches_added_and_codes_can_be_renamed(  # type: ignore[no-untyped-def]
     spec: FeatureSpec, items: ItemTable, batch: Batch, lookup: PairLookup, tmp_path, changes: dict[str, object]
 ) -> None:
@@ -201,3 +232,22 @@ def test_given_sids_of_other_items_or_larger_codebooks_are_refused(
         model.set_items(items)
         with pytest.raises(ValueError, match=message):
             model.build_codebooks(1)
+
+
+def test_codebooks_are_not_taken_over_without_the_embeddings_that_they_quantize(
+    spec: FeatureSpec, items: ItemTable, batch: Batch, lookup: PairLookup, tmp_path: Path
+) -> None:
+    for name, changes in (("whole", WHOLE), ("cut", CUT_OFF)):
+        model = joint(spec, items, batch, lookup, **changes).eval()
+        save_bundle(tmp_path / name, model, items, {})
+    for name, changes, kept in (("whole", WHOLE, True), ("cut", CUT_OFF, True), ("whole", CUT_OFF, False), ("cut", WHOLE, False)):
+        model = make_dig(spec, items, **changes)
+        assert warm_start(model, load_bundle(tmp_path / name), items) is kept is bool(model.quantizer.built)
+
+
+def test_an_index_has_no_room_for_two_embeddings_of_an_item(
+    spec: FeatureSpec, items: ItemTable, batch: Batch, lookup: PairLookup, tmp_path: Path
+) -> None:
+    model = joint(spec, items, batch, lookup, **CUT_OFF).eval()
+    with pytest.raises(ValueError, match="rank_gradient_to_encoder: false is an ablation"):
+        write_codes(model, items, tmp_path / "sid.npy", tmp_path / "embedding.npy")

@@ -74,7 +74,7 @@ def test_drawn_items_lie_in_the_row_s_prefix_and_reach_all_of_it() -> None:
     buckets = u2t.CatalogueBuckets.of(catalogue, CODES, "prefix")
     own = torch.from_numpy(rng.integers(1, 61, 30))
     code = catalogue[own]
-    drawn = buckets.draw(u2t.bucket_keys(code, CODES, "prefix"), own, 200, torch.Generator().manual_seed(1))
+    drawn = buckets.draw(u2t.bucket_keys(code, CODES, "prefix"), 200, torch.Generator().manual_seed(1))
     for r in range(30):
         for level in range(3):
             bucket = {i for i in range(1, 61) if bool((catalogue[i, : level + 1] == code[r, : level + 1]).all())}
@@ -83,14 +83,23 @@ def test_drawn_items_lie_in_the_row_s_prefix_and_reach_all_of_it() -> None:
             assert len(seen) > 0.8 * len(bucket)
 
 
-def test_a_row_whose_prefix_no_catalogue_item_has_draws_itself() -> None:
-    catalogue = torch.zeros((4, 2), dtype=torch.int64)
-    buckets = u2t.CatalogueBuckets.of(catalogue, CODES, "prefix")
-    key = u2t.bucket_keys(torch.tensor([[3, 3], [0, 3]]), CODES, "prefix")
-    drawn = buckets.draw(key, torch.tensor([2, 3]), 5, torch.Generator().manual_seed(0))
-    assert drawn[0].unique().tolist() == [2]
-    assert drawn[1, 1].unique().tolist() == [3]
-    assert set(drawn[1, 0].tolist()) <= {1, 2, 3}
+@pytest.mark.parametrize("key", ["prefix", "token"])
+def test_a_row_whose_prefix_no_item_has_draws_from_the_nearest_level_above_that_has_items(key: u2t.BucketKey) -> None:
+    rng = np.random.default_rng(3)
+    catalogue = torch.from_numpy(rng.integers(0, CODES - 1, (61, 3)))  # no item has the last code
+    code = torch.from_numpy(rng.integers(0, CODES, (300, 3)))
+    drawn = u2t.CatalogueBuckets.of(catalogue, CODES, key).draw(u2t.bucket_keys(code, CODES, key), 200, torch.Generator().manual_seed(1))
+    fell_back: set[tuple[int, bool]] = set()
+    for r in range(len(code)):
+        pool = set(range(1, 61))
+        for level in range(3):
+            first = 0 if key == "prefix" else level
+            same = {i for i in range(1, 61) if bool((catalogue[i, first : level + 1] == code[r, first : level + 1]).all())}
+            fell_back |= set() if same else {(level, len(pool) == 60)}
+            pool = same or pool
+            seen = set(drawn[r, level].tolist())
+            assert seen <= pool and len(seen) > 0.8 * len(pool)
+    assert {(0, True), (1, False), (2, False)} <= fell_back
 
 
 def test_catalogue_sample_is_the_mean_of_the_drawn_pairs_crosses_and_never_looks_a_pair_up_twice(
@@ -130,7 +139,7 @@ def test_catalogue_sample_is_unbiased_for_the_exact_prefix_mean(batch: Batch, lo
     code = catalogue[batch.item_R]
     key = u2t.bucket_keys(code, CODES, "prefix")
     buckets = u2t.CatalogueBuckets.of(catalogue, CODES, "prefix")
-    found = u2t.catalogue_sample(buckets.draw(key, batch.item_R, 4000, torch.Generator().manual_seed(0)), batch, lookup)
+    found = u2t.catalogue_sample(buckets.draw(key, 4000, torch.Generator().manual_seed(0)), batch, lookup)
     r, b = 0, int(batch.request_R[0])
     rows = np.flatnonzero((catalogue[1:, 0] == code[r, 0]).numpy()) + 1
     keys = [np.full(len(rows), int(x[b])) for x in (batch.user_hash_B, batch.ts_B, batch.offer_B)]

@@ -47,7 +47,7 @@ def imported(module: str) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name for name in names if name.startswith(("jobs.", "dig_models.")) and source(name)}
+    return {name for name in names if name.startswith(("jobs.", "dig_models.", "benchmarks.")) and source(name)}
 
 
 def reached(job: str) -> set[str]:
@@ -73,6 +73,7 @@ def covered(module: str, code: tuple[str, ...]) -> bool:
         ("jobs.u2i_crosses", "jobs.u2i_crosses:CODE", SHARED_CODE),
         ("jobs.examples", "jobs.examples:CODE", SHARED_CODE),
         ("jobs.train", "jobs.train_inputs:CODE", ()),
+        ("benchmarks.baselines", "benchmarks.baselines:CODE", ()),
     ],
 )
 def test_a_jobs_code_digest_covers_what_it_imports(job: str, listed: str, shared: tuple[str, ...]) -> None:
@@ -84,3 +85,4 @@ def test_a_jobs_code_digest_covers_what_it_imports(job: str, listed: str, shared
 def test_a_module_that_a_job_imports_indirectly_is_found() -> None:
     assert {"jobs.cross_arrays", "dig_models.cross_files", "jobs.hashing"} <= reached("jobs.u2i_crosses")
     assert "jobs.config" not in reached("jobs.u2i_crosses")
+    assert {"benchmarks.quality", "dig_models.evaluate.lists", "dig_models.retrieve.trie"} <= reached("benchmarks.baselines")

@@ -10,13 +10,16 @@ import evaluation_world as ew
 import leak_world as lw
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import negatives
+from dig_models import u2t
 from dig_models.bundle import Bundle, load_bundle
 from dig_models.evaluate import bootstrap, ranking
 from dig_models.evaluate.scoring import Scores, exposed_rows, score_rows
+from dig_models.features import SOURCE_EXPOSED
 from dig_models.retrieve.rerank import Retriever
-from dig_models.train.data import RequestTable
+from dig_models.train.data import RequestTable, collate, pair_lookup
 from jobs import registry
 from jobs.dates import days_between
 from jobs.evaluate import evaluate
@@ -87,6 +90,61 @@ def nothing_to_know(tmp_path_factory: pytest.TempPathFactory) -> ew.World:
         return lw.build(tmp_path_factory.mktemp("nothing"), lw.shuffled_within_user(0))
 
 
+def by_user(value_R: np.ndarray, label_R: np.ndarray, user_R: np.ndarray) -> dict[int, float]:
+    """AUC inside each user who has both labels."""
+    users = ranking.auc_by_group(value_R, label_R, user_R, np.ones(len(label_R)))
+    return {int(u): float(auc) for u, auc in zip(users.group_G, users.auc_G, strict=True) if np.isfinite(auc)}
+
+
+def interval_of(values: list[float]) -> tuple[float, float]:
+    """Bootstrap interval over users of a mean."""
+    return bootstrap.interval((bootstrap.draws(len(values), 1000, 0) @ np.array(values)) / len(values), CONFIDENCE)
+
+
+@torch.no_grad()
+def taught(world: ew.World, bundle: Bundle, requests: RequestTable, teacher: str, most: int = 200) -> dict[str, dict[str, list[Any]]]:
+    """Held-out batches as training draws them, scored with the crosses of prefixes that the teacher gives, and with the exact ones.
+
+    A batch is one request, so that most buckets below the first level hold few rows, as they do in a real catalogue.
+
+    Returns:
+        For ``exposed`` and ``open`` rows, ``gap`` and ``auc``: inside each user, level by level, the AUC by the teacher's crosses, and how
+        far it lies above that by the exact ones.
+    """
+    model, code_NL = bundle.model.eval(), torch.from_numpy(np.asarray(bundle.codes_NL, dtype=np.int64))
+    key_NL = u2t.bucket_keys(code_NL, model.config.codes, model.config.bucket_key)
+    buckets = u2t.CatalogueBuckets.of(code_NL, model.config.codes, model.config.bucket_key)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("teacher", "exact", "label", "user", "open")}
+    for b in np.random.default_rng(0).permutation(len(requests))[:most]:
+        batch = collate(
+            requests, np.array([b]), spec=world.spec, items=world.items, lookup=pair_lookup(world.store, world.spec), keep_rate=1.0,
+            random_negatives=15, rng=np.random.default_rng([5, b]),
+        )  # fmt: skip
+        users, domain_R = model.user_side(batch), (batch.source_R != SOURCE_EXPOSED).long()
+        prefix_RLD = model.prefix_embeddings(code_NL[batch.item_R])
+        shown = {
+            "teacher": negatives.taught(batch, key_NL, buckets, bundle, world.store, int(b))[teacher],
+            "exact": negatives.exact_means(batch, world.store, world.spec, key_NL.numpy()),
+        }
+        for name, mean_RLC in shown.items():
+            levels = range(mean_RLC.shape[1])
+            of = [model.recall_logit(users, batch.request_R, prefix_RLD[:, v], torch.from_numpy(mean_RLC[:, v]), domain_R) for v in levels]
+            parts[name].append(torch.stack(of, dim=1).double().numpy())
+        parts["label"].append(batch.label_R.double().numpy())
+        parts["user"].append(np.full(batch.rows, requests.user_B[b]))
+        parts["open"].append(domain_R.numpy() == 1)
+    whole = {name: np.concatenate(of) for name, of in parts.items()}
+    found: dict[str, dict[str, list[Any]]] = {}
+    for domain, rows in (("exposed", ~whole["open"]), ("open", whole["open"])):
+        found[domain] = {"gap": [], "auc": []}
+        for level in range(whole["exact"].shape[1]):
+            label_R, user_R = whole["label"][rows], whole["user"][rows]
+            mine, true = (by_user(whole[name][rows, level], label_R, user_R) for name in ("teacher", "exact"))
+            found[domain]["auc"].append(interval_of(list(mine.values())))
+            found[domain]["gap"].append(interval_of([mine[u] - true[u] for u in mine]))
+    return found
+
+
 @pytest.mark.parametrize("teacher", ["catalogue_sample", "batch_mean", "leave_one_out"])
 def test_labels_shuffled_within_users_leave_nothing_to_know_on_either_path(
     nothing_to_know: ew.World, monkeypatch: pytest.MonkeyPatch, teacher: str
@@ -101,6 +159,15 @@ def test_labels_shuffled_within_users_leave_nothing_to_know_on_either_path(
         auc, (low, high) = within_users(getattr(honest, path), requests)
         assert low <= 0.5 <= high, f"{teacher}, {path}: {auc:.3f} in [{low:.3f}, {high:.3f}]"
         assert high - low < 0.12, "the interval is too wide to see anything"
+    # What serves never asks the teacher, so the paths above cannot show what it gives away in training: held-out rows scored by it can.
+    found = taught(world, bundle, requests, teacher)
+    if teacher == "catalogue_sample":
+        for level, (low, high) in enumerate(found["exposed"]["auc"]):
+            assert low <= 0.5 <= high, f"exposed rows, level {level + 1}: [{low:.3f}, {high:.3f}]"
+        for level, (low, _) in enumerate(found["open"]["gap"]):
+            assert low <= 0.0, f"open rows, level {level + 1}: the teacher tells what the exact mean does not, by {low:.3f} at least"
+    elif teacher == "batch_mean":
+        assert max(low for low, _ in found["open"]["gap"]) > 0.02, f"the leak is not seen: {found['open']}"
 
 
 def test_a_request_that_sees_its_own_second_is_found_out_on_both_paths(tmp_path: Path) -> None:
@@ -122,7 +189,7 @@ def test_a_request_that_sees_its_own_second_is_found_out_on_both_paths(tmp_path:
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the item's own zeros say, in batches so small that most buckets hold one row, as they do in a real catalogue."""
-    uniform = ("train.random_negatives=10", "train.history_negatives=0")
+    uniform = ("train.random_negatives=10", "train.history_negatives=0", "train.popular_negatives=0")
     world = ew.build(tmp_path_factory.mktemp("negatives"), "train.requests_per_batch=1", *uniform)
     ew.train(world)
     return negatives.measure(world.config, bundle_of(world), judged(world), world.store, most=60)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from dig_models.batch import Batch
+from dig_models.bundle import load_bundle, save_bundle
 from dig_models.dig import Dig
 from dig_models.features import FeatureSpec, FieldSpec
 from dig_models.items import ItemTable
 from dig_models.nn.embedding import FieldEmbedding
 from dig_models.nn.shown import Shown
+from dig_models.train.validate import figures_of_sids
 from dig_models.u2t import PairLookup
 from tests.dig_models.conftest import make_dig
 
@@ -149,3 +152,22 @@ def test_a_bucket_is_missing_in_its_own_field() -> None:
     index_MJ = torch.tensor([[2, 5], [2, 6], [3, 5]])
     assert shown.known(index_MJ, torch.tensor([True, False, True])).tolist() == [[2, 5], [0, 4], [0, 5]]
     assert index_MJ.tolist() == [[2, 5], [2, 6], [3, 5]]
+
+
+def test_figures_of_an_epoch_are_those_of_the_bundle_that_training_would_leave(
+    spec: FeatureSpec, items: ItemTable, some: Batch, lookup: PairLookup, tmp_path: Path
+) -> None:
+    model = _trained(make_dig(spec, items, item_id_dropout=0.0), some, lookup)
+    model.build_codebooks(1)
+    own_NL = model.codes(model.encode_catalogue())
+    share = 1 - len(_of_batch(some)) / (len(items) - 1)
+    assert 0 < share == pytest.approx(model.update_codebooks()["never_shown"])
+    code_NL = model.eval().codes(model.encode_catalogue())
+    assert not torch.equal(code_NL[SEEN:], own_NL[SEEN:]), "training reads what it has not shown yet"
+    found = figures_of_sids(model, code_NL)
+    save_bundle(tmp_path, model, items, {})
+    published_NL = load_bundle(tmp_path).codes_NL[1:]
+    assert found["sid_collision_rate"] == pytest.approx(1 - len({tuple(code) for code in published_NL.tolist()}) / len(published_NL))
+    for level in range(model.config.levels):
+        assert found[f"sid_codes_used_{level + 1}"] == len(set(published_NL[:, level].tolist()))
+    assert found["sid_never_shown"] == pytest.approx(share)

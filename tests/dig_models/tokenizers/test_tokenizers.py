@@ -13,7 +13,9 @@ import torch
 
 from dig_models.features import FeatureSpec, FeatureSpecMismatch
 from dig_models.items import ItemTable
+from dig_models.quantize.tree import nearest_codes
 from dig_models.tokenizers.base import SETTINGS, STATE, Tokenizer, TokenizerError
+from dig_models.tokenizers.co_occurrence import CoOccurrenceVectors
 from dig_models.tokenizers.content import ContentVectors
 from dig_models.tokenizers.rkmeans import ResidualKMeans, residual_kmeans
 from dig_models.tokenizers.rqvae import RqVae, RqVaeSettings
@@ -67,6 +69,58 @@ def test_it_comes_back_from_its_folder(fitted: Tokenizer, spec: FeatureSpec, ite
     loaded = KINDS[fitted.kind].load(tmp_path, spec)
     assert np.array_equal(loaded.encode(items), fitted.encode(items))
     assert (loaded.levels, loaded.codes) == (LEVELS, CODES)
+
+
+@pytest.mark.parametrize("kind", sorted(FITS))
+def test_codes_are_the_nearest_to_what_it_embeds(kind: str, spec: FeatureSpec, items: ItemTable, tmp_path: Path) -> None:
+    """Of both kinds of vectors; and what knows co-occurrence comes back from its folder too."""
+    cold = synthetic.make_items(spec, ["cold-1", "cold-2", "cold-3"])
+    for content in (None, bought_in_groups(items, spec)):
+        made = FITS[kind](items, spec, levels=LEVELS, codes=CODES, seed=1, content=content)
+        code_NL = made.encode(items)
+        np.testing.assert_array_equal(nearest_codes(made.embed(items)[1:], made.code_LKD), code_NL[1:])
+        made.save(tmp_path)
+        loaded = KINDS[kind].load(tmp_path, spec)
+        assert type(loaded.content) is type(made.content)
+        for table in (items, cold):
+            np.testing.assert_array_equal(loaded.encode(table), made.encode(table))
+
+
+GROUPS = 4
+
+
+def bought_in_groups(items: ItemTable, spec: FeatureSpec) -> CoOccurrenceVectors:
+    """Baskets of four items of one group, ``row % GROUPS``; the last eight rows are never bought."""
+    rng, baskets = np.random.default_rng(0), []
+    sold = np.arange(1, len(items) - 8)
+    for basket in range(600):
+        baskets += [(basket, item) for item in rng.choice(sold[sold % GROUPS == basket % GROUPS], 4, replace=False)]
+    basket_P, item_P = np.array(baskets).T
+    return CoOccurrenceVectors.of_baskets(items, spec, basket_P, item_P, seed=0)
+
+
+def test_items_bought_together_are_alike_and_others_follow_from_their_fields(spec: FeatureSpec, items: ItemTable) -> None:
+    content = bought_in_groups(items, spec)
+    vector_ND = content.of(items)
+    assert not vector_ND[0].any() and vector_ND.dtype == np.float32
+    assert len(content.hash_X) == len(items) - 9
+    unit = vector_ND / np.maximum(np.linalg.norm(vector_ND, axis=1, keepdims=True), 1e-9)
+    sold = np.arange(1, len(items) - 8)
+    cosine, same = unit[sold] @ unit[sold].T, sold[:, None] % GROUPS == sold % GROUPS
+    assert cosine[same].mean() > cosine[~same].mean() + 0.2
+    assert np.square(vector_ND[sold]).mean() == pytest.approx(1.0, rel=1e-4)
+    other = replace(items, fields={**items.fields, "brand": np.roll(items.fields["brand"], 5)})
+    changed_N = (content.of(other) != vector_ND).any(axis=1)
+    assert not changed_N[sold].any() and changed_N[len(items) - 8 :].any()
+
+
+def test_what_a_basket_repeats_counts_once_and_too_few_baskets_are_refused(spec: FeatureSpec, items: ItemTable) -> None:
+    basket_P, item_P = np.repeat(np.arange(6), 3), np.tile([1, 2, 3], 6)
+    once = CoOccurrenceVectors.of_baskets(items, spec, np.append(basket_P, 9), np.append(item_P, 4), seed=0)
+    twice = CoOccurrenceVectors.of_baskets(items, spec, np.tile(basket_P, 2), np.tile(item_P, 2), seed=0)
+    np.testing.assert_array_equal(once.of(items), twice.of(items))
+    with pytest.raises(ValueError, match=r"0 item\(s\) were bought beside another one in 3 baskets"):
+        CoOccurrenceVectors.of_baskets(items, spec, np.arange(20), np.arange(1, 21), seed=0)
 
 
 def test_what_is_not_it_is_refused(fitted: Tokenizer, spec: FeatureSpec, tmp_path: Path) -> None:

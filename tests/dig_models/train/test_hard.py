@@ -11,7 +11,7 @@ from tiny import Tiny, same, state
 
 from dig_models.batch import Batch
 from dig_models.dig import Dig
-from dig_models.features import SOURCE_RANDOM, FeatureSpec
+from dig_models.features import SOURCE_EXPOSED, SOURCE_RANDOM, FeatureSpec
 from dig_models.items import ItemTable
 from dig_models.train.distributed import World
 from dig_models.train.hard import OPEN, HardNegatives
@@ -31,9 +31,14 @@ def model(spec: FeatureSpec, items: ItemTable, batch: Batch, lookup: PairLookup)
     return made
 
 
+RANDOM_SHARE = float(np.exp(-2.0))
+"""What the offset of the batch's open rows, 2, stands for."""
+
+
 def drawing(model: Dig, lookup: PairLookup, **changes: int) -> HardNegatives:
-    common = {"each": 12, "beam": 2, "seed": 5, "rank": 0} | changes
-    return HardNegatives(model=model, lookup=lookup, offset=1.5, **common)  # type: ignore[arg-type]
+    common = {"each": 12, "beam": 2, "seed": 5, "rank": 0, "history": 0} | changes
+    share_N = torch.full((len(model.code_NL),), RANDOM_SHARE, dtype=torch.float64)
+    return HardNegatives(model=model, lookup=lookup, share_N=share_N, **common)  # type: ignore[arg-type]
 
 
 def best_prefixes(model: Dig, batch: Batch, request: int, beam: int) -> set[tuple[int, ...]]:
@@ -53,6 +58,12 @@ def best_prefixes(model: Dig, batch: Batch, request: int, beam: int) -> set[tupl
     return set(kept)
 
 
+def pool_of(model: Dig, batch: Batch, request: int, beam: int) -> list[int]:
+    """Items of the best prefixes."""
+    best = best_prefixes(model, batch, request, beam)
+    return [row for row in range(1, len(model.code_NL)) if tuple(model.code_NL[row, :-1].tolist()) in best]
+
+
 def test_items_come_from_the_prefixes_that_a_search_by_the_recall_path_would_expand(model: Dig, batch: Batch, lookup: PairLookup) -> None:
     none = replace(batch, label_R=torch.zeros_like(batch.label_R))
     found = drawing(model, lookup, each=60).added_to(none)
@@ -69,17 +80,60 @@ def test_the_batch_s_own_rows_stay_and_the_new_ones_are_open_negatives_with_real
 ) -> None:
     found = drawing(model, lookup).added_to(batch)
     assert found.rows > batch.rows and bool((found.request_R.diff() >= 0).all())
-    old = torch.cat([torch.nonzero(found.request_R == b).squeeze(1)[: int((batch.request_R == b).sum())] for b in range(batch.requests)])
+    new = added(found, batch)
+    for name in ("request_R", "item_R", "cross_RC", "label_R", "source_R"):
+        assert torch.equal(getattr(found, name)[~new], getattr(batch, name)), name
     for name in ("request_R", "item_R", "cross_RC", "label_R", "source_R", "offset_R"):
-        assert torch.equal(getattr(found, name)[old], getattr(batch, name)), name
         assert getattr(found, name).dtype == getattr(batch, name).dtype
-    new = torch.ones(found.rows, dtype=torch.bool)
-    new[old] = False
     assert bool((found.label_R[new] == 0).all()) and bool((found.source_R[new] == SOURCE_RANDOM).all())
-    assert bool((found.offset_R[new] == 1.5).all())
     at = found.request_R[new]
     keys = (batch.user_hash_B[at], batch.ts_B[at], batch.offer_B[at], found.item_R[new])
     assert np.array_equal(found.cross_RC[new].numpy(), lookup(*(k.numpy() for k in keys)))
+
+
+def added(found: Batch, batch: Batch) -> torch.Tensor:
+    """Which rows of a batch with hard negatives are these, bool ``(R,)``."""
+    own = [torch.nonzero(found.request_R == b).squeeze(1)[: int((batch.request_R == b).sum())] for b in range(batch.requests)]
+    new = torch.ones(found.rows, dtype=torch.bool)
+    new[torch.cat(own)] = False
+    return new
+
+
+@pytest.mark.parametrize("history", [0, 2])
+def test_offsets_know_which_rows_hard_negatives_made_likelier(model: Dig, batch: Batch, lookup: PairLookup, history: int) -> None:
+    """``each / S`` copies of an item of prefixes that hold ``S`` items; positives of these too, exposed rows and all others as before."""
+    found = drawing(model, lookup, each=60, history=history, beam=20).added_to(batch)
+    new, seen = added(found, batch), set[tuple[str, bool]]()
+    before = iter(batch.offset_R.tolist())
+    pools = [pool_of(model, batch, request, 20) for request in range(batch.requests)]
+    for row in range(found.rows):
+        request, item, positive = int(found.request_R[row]), int(found.item_R[row]), bool(found.label_R[row] > 0)
+        inside = item in pools[request]
+        if new[row]:
+            bought = set(batch.item_R[(batch.request_R == request) & (batch.label_R > 0)].tolist())
+            free = set(batch.history_BH[request].tolist()) - bought - {0}
+            share = RANDOM_SHARE + (min(history / len(free), 1.0) if item in free else 0.0)
+            seen.add(("new", item in free))
+            assert inside
+        else:
+            share = float(np.exp(-next(before)))
+            inside = inside and int(found.source_R[row]) != SOURCE_EXPOSED
+            seen.add(("positive" if positive else "negative", inside))
+        assert float(found.offset_R[row]) == pytest.approx(-np.log(share + 60 / len(pools[request]) * inside), abs=1e-5)
+    assert seen == {("new", False), ("new", True), ("positive", True), ("positive", False), ("negative", True), ("negative", False)}
+
+
+def test_an_item_is_drawn_as_often_as_its_offset_says(model: Dig, batch: Batch, lookup: PairLookup) -> None:
+    each = 20_000
+    found = drawing(model, lookup, each=each).added_to(batch)
+    new = added(found, batch)
+    for request in range(batch.requests):
+        pool = pool_of(model, batch, request, 2)
+        count_N = np.bincount(found.item_R[new & (found.request_R == request)].numpy(), minlength=len(model.code_NL))
+        bought = batch.item_R[(batch.request_R == request) & (batch.label_R > 0)].tolist()
+        left = [item for item in pool if item not in bought]
+        assert count_N.sum() == count_N[left].sum()
+        assert np.allclose(count_N[left], each / len(pool), rtol=0.2)
 
 
 def test_a_positive_of_the_request_is_never_a_hard_negative(model: Dig, batch: Batch, lookup: PairLookup) -> None:

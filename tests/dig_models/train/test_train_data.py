@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import synthetic
 import torch
+from numpy.typing import NDArray
 from tiny import KEEP_RATE, USERS, Tiny, example_table
 
 from dig_models.batch import Batch
 from dig_models.features import SOURCE_EXPOSED, SOURCE_ORGANIC, SOURCE_RANDOM
 from dig_models.items import ItemTable
-from dig_models.train.data import ExamplesError, RequestTable, collate
+from dig_models.train.data import ExamplesError, RequestTable, collate, popular_chances
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +194,67 @@ def test_drawn_negatives_and_their_offsets_give_the_true_rates_back(tiny: Tiny, 
     own = {(b, item) for b in range(20) for item in batch.history_BH[b].tolist()} & every
     assert found[True] == pytest.approx(len(own), rel=0.1)
     assert found[False] == pytest.approx(len(every - own), rel=0.15), "positives, 15% of this tiny catalogue, are not drawn"
+
+
+def test_popular_negatives_are_drawn_by_their_chances_and_their_offsets_give_the_rates_back(tiny: Tiny, requests: RequestTable) -> None:
+    """Some items many times as likely as others: over many draws each stands for every request that did not buy it."""
+    rows, draws = len(tiny.items), 60
+    chance_N = np.r_[0.0, np.arange(1.0, rows)]
+    chance_N /= chance_N.sum()
+    count_N, stands_for_N = np.zeros(rows), np.zeros(rows)
+    for seed in range(draws):
+        given = {"random_negatives": 2, "history_negatives": 2, "rng": np.random.default_rng(seed)}
+        batch = make(tiny, requests, range(20), **given, popular_negatives=12, chance_N=chance_N)
+        drawn_R = batch.source_R == SOURCE_RANDOM
+        item_R, met_R = batch.item_R, (batch.history_BH[batch.request_R] == batch.item_R.unsqueeze(1)).any(1)
+        count_N += np.bincount(item_R[drawn_R & ~met_R], minlength=rows)
+        stands_for_N += np.bincount(item_R[drawn_R], weights=batch.offset_R[drawn_R].double().exp(), minlength=rows) / draws
+        assert not set(pairs_of(batch, drawn_R)) & set(pairs_of(batch, batch.label_R > 0))
+    free_N = np.zeros(rows)
+    for b in range(20):
+        free_N[[i for i in range(1, rows) if (b, i) not in pairs_of(batch, batch.label_R > 0)]] += 1
+    assert stands_for_N[1:].sum() == pytest.approx(free_N.sum(), rel=0.1)
+    often, seldom = chance_N > np.quantile(chance_N[1:], 0.75), (chance_N > 0) & (chance_N < np.quantile(chance_N[1:], 0.25))
+    assert stands_for_N[often].sum() == pytest.approx(free_N[often].sum(), rel=0.1)
+    assert stands_for_N[seldom].sum() == pytest.approx(free_N[seldom].sum(), rel=0.25)
+    assert count_N[often].sum() > 2 * count_N[seldom].sum()
+
+
+def test_offsets_know_how_popular_an_open_row_is(tiny: Tiny, requests: RequestTable) -> None:
+    chance_N = np.zeros(len(tiny.items))
+    chance_N[[3, 5]] = 0.75, 0.25
+    batch = make(tiny, requests, range(20), random_negatives=4, popular_negatives=8, chance_N=chance_N, rng=np.random.default_rng(0))
+    open_R = (batch.domain_R == 1).numpy()
+    share_R = 4 / (len(tiny.items) - 1) + 8 * chance_N[batch.item_R.numpy()[open_R]]
+    np.testing.assert_allclose(batch.offset_R.numpy()[open_R], -np.log(share_R), rtol=1e-6)
+    drawn = pairs_of(batch, batch.source_R == SOURCE_RANDOM)
+    bought = set(pairs_of(batch, batch.label_R > 0))
+    assert all(drawn[b, 3] > 2 for b in range(20) if (b, 3) not in bought)
+
+
+def test_popular_negatives_need_the_chances_of_the_catalogue(tiny: Tiny, requests: RequestTable) -> None:
+    for chance_N in (None, np.full(3, 1 / 3)):
+        with pytest.raises(ValueError, match="chance of each of the"):
+            make(tiny, requests, [0], random_negatives=1, popular_negatives=1, chance_N=chance_N, rng=np.random.default_rng(0))
+
+
+class Sold:
+    """Popularity of three items by two windows."""
+
+    def __init__(self, *events: float) -> None:
+        self.events, self.asked = events, 0
+
+    def popularity(self, ts: int) -> NDArray[np.float32]:
+        self.asked = ts
+        return np.array([(9.0, 9.0), *((1.0, n) for n in self.events)], dtype=np.float32)
+
+
+def test_chances_are_shares_of_what_was_sold_before_in_about_a_month(tiny: Tiny) -> None:
+    spec = tiny.spec.model_copy(update={"windows": (7, 28)})
+    sold = Sold(30.0, 0.0, 10.0)
+    assert popular_chances(sold, spec, 1_000_000).tolist() == [0.0, 0.75, 0.0, 0.25]
+    assert sold.asked == 1_000_000
+    assert popular_chances(Sold(0.0, 0.0), spec, 0).tolist() == [0.0, 0.5, 0.5], "nothing was sold: all alike"
 
 
 def test_the_offset_gives_the_true_rate_back_from_a_sample() -> None:
