@@ -73,7 +73,7 @@ benchmarks: setup  ## the scripts of benchmarks/ that need no server, after `mak
 ablation: setup  ## what each part of the method is worth, with three seeds, from the raw tables on; hours, and goes on where it was stopped
 	@$(WITH_JAVA) $(BIN)/python -m benchmarks.ablation --features $(ARGS)
 
-ablation-quick: setup  ## a small one: one seed, two weeks; minutes where the lake is built
+ablation-quick: setup  ## a small one from the raw tables on: the published grid, one seed, twelve days; minutes
 	@$(WITH_JAVA) $(BIN)/python -m benchmarks.ablation --features --quick $(ARGS)
 
 bench-retrieval: setup  ## retrieval at 10k to 10M items beside six other ways; tables and plots in benchmarks/results

@@ -5,9 +5,13 @@
 Every row of ``ablation_rows`` is trained under torchrun in a home of its own under ``<paths.home>/benchmarks/ablation`` and judged on the
 evaluation days of the date: ranking, the retrieval path on the same impressions, and lists over the whole catalogue with and without
 re-ranking. A run that is there is not done again (``ablation_runs``), so the script goes on where it was stopped; ``--again`` judges anew.
-``--features`` first builds what the lake lacks, from the raw tables on.
+``--features`` first builds what the lake lacks, from the raw tables on. ``--quick`` does the rows that the paper's grid names, once, on a
+short window, and builds no more than that needs, in a lake of its own where the common one is not whole (``ablation_lake``): under ten
+minutes from nothing on two cores. ``--validation`` judges on the validation days instead: settings
+are tuned by these, and the evaluation days are left for what was chosen. The models are the same, so each is trained once for both.
 
-Writes ``benchmarks/results/ablation.json``, ``.txt`` and ``.png`` (``--quick``: ``ablation-quick``), after every seed.
+Writes ``benchmarks/results/ablation.json``, ``.txt`` and ``.png`` (``--quick``: ``ablation-quick``; names of others: ``result_name``),
+after every seed.
 """
 
 from __future__ import annotations
@@ -17,28 +21,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.ablation_rows import ROWS, Row, chosen
+from benchmarks.ablation_lake import quick_lake
+from benchmarks.ablation_rows import QUICK_ROWS, ROWS, Row, chosen
 from benchmarks.ablation_runs import Place, Run, runs_of
 from benchmarks.ablation_table import plot, summary, text
-from benchmarks.judging import RESULTS, asked, build_features
-from jobs.config import ConfigError, load
+from benchmarks.judging import RESULTS, SEEDS, add_validation, asked, build_features, facts, part_of, result_name
+from jobs.config import Config, ConfigError, load
+from jobs.entry import JobError
 from jobs.runs import write_json
 
-SEEDS = (2017, 7, 18)
+LEAST_DRAWS = 1000
+"""Bootstrap replicates where neither settings nor options ask for more: the ends of 95% intervals are read off 25 of them."""
 QUICK = (
-    "window.train_days=12",
+    "window.eval_days=3",
+    "window.train_days=9",
     "window.validation_days=2",
     "train.epochs=1",
     "evaluate.max_requests=200",
     "evaluate.bootstrap=100",
 )
-"""Settings of ``--quick``: every row once, on two weeks; shows that the table can be made, not what the rows are worth."""
+"""Settings of ``--quick``: ``QUICK_ROWS`` once, on twelve days; shows that the table can be made, not what the rows are worth."""
 
 
 def run_all(runs: Sequence[Run], rows: Sequence[Row], write: Any) -> dict[str, list[dict[str, Any]]]:
@@ -74,20 +83,19 @@ def report(place: Place, rows: Sequence[Row], records: dict[str, list[dict[str, 
     if len({(record["rows"], record["users"]) for record in every}) != 1:
         raise ValueError("the runs were judged on different rows: give --again to judge all of them anew")
     codes = sorted({record["code"] for record in every})
-    window = place.config.run_window(place.day)
+    about = facts(place.config, place.day, place.part)
     found = summary(records, place.config.evaluate.confidence) | {
-        "date": place.day.isoformat(),
-        "dataset": place.config.dataset.name,
+        **about,
         "sample_users": place.config.dataset.sample_users,
-        "acceptance": place.config.in_acceptance(place.day),
-        "evaluation": [window.eval_first.isoformat(), window.eval_last.isoformat()],
         "settings": list(place.sets),
         "judged": {what: every[0][what] for what in ("rows", "users")} | {"requests": max(record["requests"] for record in every)},
+        "draws": place.config.evaluate.bootstrap,
         "labels": {row.name: row.label for row in rows},
         "code": codes,
     }
     head = (
-        f"{place.config.dataset.name}, {place.day}, {len(next(iter(records.values())))} seed(s), {found['judged']['rows']} rows, "
+        f"{place.config.dataset.name}, {place.day}, {place.part} days {' to '.join(about['judged_on']['days'])}, "
+        f"{len(next(iter(records.values())))} seed(s), {found['judged']['rows']} rows, "
         f"{found['judged']['requests']} requests, {found['judged']['users']} users\n"
     )
     if len(codes) > 1:
@@ -100,6 +108,27 @@ def report(place: Place, rows: Sequence[Row], records: dict[str, list[dict[str, 
     return table
 
 
+def with_features(place: Place, whole: Config, *, quick: bool) -> Place:
+    """The place with the lake that it reads, after what that lacks was built.
+
+    Args:
+        place: of the ablation.
+        whole: settings of the daily run, whose lake is the common one.
+        quick: whether a lake of its own may be built for a window shorter than the daily run's, see ``ablation_lake``.
+
+    Raises:
+        CalledProcessError: a feature job failed.
+        JobError: see ``quick_lake``.
+    """
+    if quick and (lake := quick_lake(whole, place.config, place.day)) is not None:
+        sets = (*place.sets, f"paths.lake={lake}")
+        place = replace(place, sets=sets, config=load(place.settings, sets))
+    elif quick:
+        return place
+    build_features(place.config, place.day, place.settings, place.sets)
+    return place
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--date", type=date.fromisoformat, help="default: the default date of the data set")
@@ -108,7 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help=f"default: {' '.join(map(str, SEEDS))}; --quick: the first")
     parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help=f"some of: {', '.join(ROWS)}; default: the grid")
-    parser.add_argument("--quick", action="store_true", help="one seed on two weeks: under ten minutes on two cores")
+    parser.add_argument("--quick", action="store_true", help="few rows, one seed, twelve days: under ten minutes on two cores")
+    add_validation(parser)
     parser.add_argument("--features", action="store_true", help="build first what the lake lacks")
     parser.add_argument("--again", action="store_true", help="judge anew what is there; a training with the same lineage is kept")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -120,29 +150,35 @@ def main() -> None:
     parser = _parser()
     args = parser.parse_args()
     whole, day = asked(parser, args)
-    sets = (*(QUICK if args.quick else ()), *args.set)
+    draws = max(load(args.config).evaluate.bootstrap, LEAST_DRAWS)
+    sets = (f"evaluate.bootstrap={draws}", *(QUICK if args.quick else ()), *args.set)
     try:
-        config, rows = load(args.config, sets), chosen(args.rows)
+        config, rows = load(args.config, sets), chosen(args.rows or (QUICK_ROWS if args.quick else ()))
     except (ConfigError, ValueError) as error:
         parser.error(str(error))
     name = "ablation-quick" if args.quick else "ablation"
     home = Path(config.paths.home).resolve() / "benchmarks" / name / day.isoformat()
-    place = Place(config=config, day=day, settings=args.config, sets=sets, home=home)
-    runs = runs_of(place, rows, args.seeds or (SEEDS[:1] if args.quick else SEEDS))
+    place = Place(config=config, day=day, settings=args.config, sets=sets, home=home, part=part_of(args))
+    try:
+        if args.features:
+            place = with_features(place, whole, quick=args.quick)
+        runs = runs_of(place, rows, args.seeds or (SEEDS[:1] if args.quick else SEEDS))
+        files = [run.file for run in runs]  # their keys are taken after the lake was built, for they hold what is in it
+    except ConfigError as error:
+        parser.error(str(error))
+    except JobError as error:
+        parser.exit(2, f"{error}\n" + ("" if args.features else "--features builds what the lake lacks\n"))
+    except subprocess.CalledProcessError as error:
+        parser.exit(2, f"the features were not built: python -m jobs.backfill ended with status {error.returncode}\n")
     if args.again:
-        for run in runs:
-            run.file.unlink(missing_ok=True)
+        for file in files:
+            file.unlink(missing_ok=True)
     table = ""
 
     def write(records: dict[str, list[dict[str, Any]]]) -> None:
         nonlocal table
-        table = report(place, rows, records, args.results, name)
+        table = report(place, rows, records, args.results, result_name(config, name, place.part))
 
-    if args.features:  # with the whole window in a quick run too: the lake is that of the daily run
-        try:
-            build_features(whole, day, args.config, args.set)
-        except subprocess.CalledProcessError as error:
-            parser.exit(2, f"the features were not built: python -m jobs.backfill ended with status {error.returncode}\n")
     torch.set_num_threads(config.train.ranks * config.train.threads_per_rank)  # trainings are processes of their own
     try:
         run_all(runs, rows, write)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from dig_models.retrieve.options import U2t
+
+PathScore = Literal["last", "sum_log"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,17 +19,22 @@ class Row:
         name: for options and files; ``label`` for people.
         sets: settings of its training, beside those in force.
         tokenizer: SIDs made beforehand by it, ``rqvae`` or ``rkmeans``; empty if the model makes its own.
+        content: what the tokenizer knows of an item: its static fields, or what it was bought with on the training days.
         model_of: row whose model it uses; empty if it is trained itself.
         u2t: crosses of prefixes at inference; empty for what the settings say.
-        resolve: whether the published SIDs, collisions resolved, are searched instead of the model's.
+        path_score: how the search scores a path; empty for what the settings say.
+        resolve: whether the published SIDs, collisions resolved, are searched instead of the model's; those made beforehand are
+            resolved before the training, which then learns from the SIDs that are searched.
     """
 
     name: str
     label: str
     sets: dict[str, str] = field(default_factory=dict)
     tokenizer: str = ""
+    content: Literal["fields", "co_occurrence"] = "fields"
     model_of: str = ""
     u2t: U2t | None = None
+    path_score: PathScore | None = None
     resolve: bool = False
 
     @property
@@ -36,8 +44,24 @@ class Row:
 
 
 BASE, DIG = "base", "dig"
-TWO_STAGE = ("rqvae", "rkmeans")
 _GIVEN = {"model.assignment": "given", "model.loss.commit": "0"}
+_TOKENIZERS = {"rqvae": "RQ-VAE", "rkmeans": "k-means"}
+
+
+def _two_stage() -> tuple[Row, ...]:
+    """Further two-stage systems: collaborative vectors, and SIDs without collisions, by tokenizer."""
+    rows = []
+    for name, label in _TOKENIZERS.items():
+        known: tuple[tuple[str, Literal["fields", "co_occurrence"], str], ...] = (
+            ("", "fields", ""),
+            ("_cooc", "co_occurrence", " of co-occurrence"),
+        )
+        for suffix, content, of in known:
+            made = Row(name=f"{name}{suffix}", label=f"two-stage: {label} SIDs{of}", sets=_GIVEN, tokenizer=name, content=content)
+            rows += [made] if suffix else []
+            rows.append(replace(made, name=f"{made.name}_resolved", label=f"{made.label}, no collisions", resolve=True))
+    return tuple(rows)
+
 
 GRID = (
     Row(name=BASE, label="Base: the ranker alone", sets={"model.loss.recall": "0"}),
@@ -46,7 +70,11 @@ GRID = (
     Row(name="mlp_u2t", label="MLP_u2t at inference, as published", model_of=DIG, u2t="mlp"),
     Row(name="no_inference_u2t", label="without MLP_u2t at inference", model_of=DIG, u2t="none"),
     Row(name="no_training_u2t", label="without training u2t", sets={"model.u2t_teacher": "none"}, u2t="none"),
-    Row(name="cut_off", label="tokenizer cut off from L_rank", sets={"model.rank_gradient_to_encoder": "false"}),
+    Row(
+        name="cut_off",
+        label="tokenizer cut off from L_rank",
+        sets={"model.rank_gradient_to_encoder": "false", "model.recon_stop": "sid"},
+    ),
     Row(name="coupled_ste", label="coupled codebook + STE", sets={"model.codebook": "coupled_ste"}),
     Row(name="rqvae", label="two-stage: RQ-VAE SIDs, same Mixer", sets=_GIVEN, tokenizer="rqvae"),
     Row(name="rkmeans", label="two-stage: k-means SIDs, same Mixer", sets=_GIVEN, tokenizer="rkmeans"),
@@ -54,7 +82,11 @@ GRID = (
 )
 """The grid of the paper's ablation, and what collision resolution costs."""
 
+QUICK_ROWS = (BASE, DIG, "oracle_u2t", "no_inference_u2t", "no_training_u2t", "cut_off", "coupled_ste", "rqvae", "rkmeans")
+"""What a quick run does of it: the paper's rows, with seven trainings."""
+
 FURTHER = (
+    *_two_stage(),
     Row(name="frozen_tree", label="SIDs of the first tree for good", sets={"model.assignment": "frozen_tree"}),
     Row(name="gumbel_sdud", label="Gumbel exploration, SDUD", sets={"model.assignment": "gumbel_sdud"}),
     Row(name="gumbel_frqud", label="Gumbel exploration, FrqUD", sets={"model.assignment": "gumbel_frqud"}),
@@ -64,16 +96,32 @@ FURTHER = (
         sets={"model.assignment": "gumbel_frqud", "model.gumbel_gradient": "false"},
     ),
     Row(name="batch_mean", label="u2t teacher: batch mean, as published", sets={"model.u2t_teacher": "batch_mean"}),
+    Row(
+        name="published_u2t",
+        label="u2t as published: batch mean, MLP",
+        sets={"model.u2t_teacher": "batch_mean", "model.u2t_mix": "1.0", "model.u2t_gradient": "true", "model.u2t_inference": "mlp"},
+    ),
     Row(name="leave_one_out", label="u2t teacher: leave one out", sets={"model.u2t_teacher": "leave_one_out"}),
     Row(name="item_popularity", label="popularity as a static item field", sets={"dataset.item_popularity": "[30]"}),
     Row(name="hard_negatives", label="10 hard negatives a request", sets={"train.hard_negatives": "10"}),
-    Row(name="token_buckets", label="buckets by level token", sets={"model.bucket_key": "token"}),
+    *(
+        Row(name=f"history_negatives_{n}", label=f"{n} negatives of the history", sets={"train.history_negatives": str(n)})
+        for n in (0, 20, 60)
+    ),
+    Row(name="popular_negatives", label="40 popular negatives a request", sets={"train.popular_negatives": "40"}),
+    Row(
+        name="token_buckets",
+        label="buckets by level token, MLP",  # an exact mean is over a prefix
+        sets={"model.bucket_key": "token", "model.u2t_inference": "mlp"},
+    ),
     Row(name="pool_query", label="target-free history in retrieval", sets={"model.retrieval_query": "pool"}),
-    Row(name="sum_log", label="path score: sum of logs", sets={"model.path_score": "sum_log"}),
+    Row(name="sum_log", label="path score: sum of logs", model_of=DIG, path_score="sum_log"),
 )
 """Further switches of the method, asked for by name."""
 
 ROWS = {row.name: row for row in (*GRID, *FURTHER)}
+TWO_STAGE = tuple(name for name, row in ROWS.items() if row.tokenizer)
+"""Rows that DIG's recall is put over."""
 
 
 def chosen(names: Sequence[str]) -> list[Row]:

@@ -1,8 +1,10 @@
-"""One run of the ablation: train a row with a seed, judge it on the evaluation days, and keep the figures with their bootstrap samples.
+"""One run of the ablation: train a row with a seed, judge it, and keep the figures with their bootstrap samples.
 
-A run is a JSON file named by a digest of all that decides it (settings of training, search and evaluation, date, seed, tokenizer), so what
-is there is not done again, and two rows that mean the same share one. The draws of the bootstrap are the same in every run, so differences
-of samples are paired by user. Code is not part of the digest: the file says which code made it, and the table says if that differs.
+A run is a JSON file named by a digest of all that decides it (settings of training, search and evaluation, date, judged
+days, seed, tokenizer, and the content of the partitions that are read), so what is there is not done again unless the lake was built anew
+with other rows, and two rows that mean the same share one. The draws of the bootstrap are the same in every run, so differences
+of samples are paired by user (``ablation_samples``). Code is not part of the digest: the file says which code made it, and the table says
+if that differs.
 
 Shape suffixes: ``S`` bootstrap replicates, ``U`` users, ``Q`` requests, ``N`` catalogue rows, ``L`` levels.
 """
@@ -19,27 +21,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from benchmarks.ablation_rows import Row
-from benchmarks.judging import Floats, Ints, Judged, changes_of, trained
+from benchmarks.judging import Floats, Ints, Judged, Part, changes_of, judged_days, trained
 from dig_models.bundle import Bundle
 from dig_models.config import LAUNCH
 from dig_models.evaluate import bootstrap, ranking, sid_quality
 from dig_models.evaluate.lists import VARIANTS, Contender, Lists, Search, recommend_all
 from dig_models.evaluate.scoring import Rows, exposed_rows, rank_rows, score_rows
+from dig_models.features import FeatureSpec
 from dig_models.index.resolve import publish
 from dig_models.items import ItemTable
 from dig_models.quantize.known import write_sids
+from dig_models.retrieve.options import U2t
 from dig_models.retrieve.rerank import Retriever
 from dig_models.tokenizers.base import Tokenizer
+from dig_models.tokenizers.co_occurrence import CoOccurrenceVectors
 from dig_models.tokenizers.rkmeans import ResidualKMeans
 from dig_models.tokenizers.rqvae import RqVae
-from jobs.config import Config, load
+from jobs.config import Config, ConfigError, load
 from jobs.dataset_config import digest_of
+from jobs.dates import days_between
 from jobs.evaluate import Draws, finite
-from jobs.lake import code_digest
+from jobs.lake import Lake, code_digest
 from jobs.runs import write_json
-from jobs.train_inputs import CODE, train_inputs
+from jobs.train_inputs import CODE, TrainInputs, train_inputs
 
 K = 10
 TOKENIZERS: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in (RqVae, ResidualKMeans)}
@@ -57,6 +64,7 @@ class Place:
         config: settings in force; its ``train.seed`` draws the bootstrap.
         settings, sets: the file and overrides that they were read from.
         home: folder of the ablation.
+        part: days that the models are judged on.
     """
 
     config: Config
@@ -64,6 +72,18 @@ class Place:
     settings: Path | None
     sets: tuple[str, ...]
     home: Path
+    part: Part = "evaluation"
+
+    @cached_property
+    def inputs(self) -> str:
+        """Digest of the content of all that trainings and judging read of the lake; looked up once.
+
+        Raises:
+            JobError: something is missing from the lake, or was made with other settings.
+        """
+        judged = {"examples": judged_days(self.config, self.day, self.part)}
+        found = [train_inputs(self.config, self.day).inputs, Lake(self.config.paths.at("lake")).inputs(judged)]
+        return digest_of({"read": found})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,20 +113,43 @@ class Run:
 
     @cached_property
     def key(self) -> str:
-        """Digest of all that decides its figures, but the code."""
+        """Digest of all that decides its figures, but the code.
+
+        Raises:
+            ConfigError: see ``u2t``.
+            JobError: see ``Place.inputs``.
+        """
         config, row = self.config, self.row
         facts = {
             "date": self.place.day.isoformat(),
+            "judged_on": self.place.part,
+            "lake": self.place.inputs,
             "settings": config.digest("model", "window", "retrieve", "evaluate"),
             "train": config.train.model_dump(mode="json", exclude={*LAUNCH, "given_sids"}),
             "processes": config.train.ranks * config.train.hosts,
             "dataset": [config.dataset.rows_digest(), config.dataset.spec().digest],
-            "tokenizer": row.tokenizer,
-            "u2t": row.u2t or config.model.u2t_inference,
+            "tokenizer": row.tokenizer if row.content == "fields" else f"{row.tokenizer} of {row.content}",
+            "u2t": self.u2t,
+            "path_score": row.path_score or config.model.path_score,
             "resolve": row.resolve,
             "draws": self.place.config.train.seed,
         }
         return digest_of(facts)[:20]
+
+    @property
+    def u2t(self) -> U2t:
+        """Crosses of prefixes at inference.
+
+        Raises:
+            ConfigError: exact ones are asked of a model whose buckets are no prefixes.
+        """
+        asked, buckets = self.row.u2t or self.config.model.u2t_inference, self.config.model.bucket_key
+        if asked == "exact" and buckets != "prefix":
+            raise ConfigError(
+                f"row {self.row.name}: exact u2t is the mean over the items of a prefix, and model.bucket_key is {buckets}, so the model "
+                "learns from means over other items; leave the row out (--rows), or set model.bucket_key=prefix"
+            )
+        return asked
 
     @property
     def file(self) -> Path:
@@ -141,7 +184,7 @@ class Run:
             "lineage": report["lineage"],
             "code": code_digest(*CODE, *JUDGED_BY),
             "train": {name: report[name] for name in ("seconds", "steps", "examples")} | {"tokenizer_seconds": spent},
-            **judge(self.place.config, self.place.day, bundle, self.row),
+            **judge(self.place.config, self.place.day, bundle, self.row, self.place.part),
             "wall_seconds": time.perf_counter() - since,
         }
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -150,34 +193,63 @@ class Run:
         return cleaned
 
     def _with_sids(self) -> tuple[list[str], float]:
-        """Overrides with the file of SIDs, made by the row's tokenizer from the items that training shows; and the seconds it took."""
+        """Overrides with the file of SIDs, made by the row's tokenizer from the items that training shows; and the seconds it took.
+
+        Co-occurrence is that of the days that move weights: none of validation or evaluation.
+        """
         if not self.row.tokenizer:
             return self.sets, 0.0
         since = time.perf_counter()
         spec, shape = self.config.dataset.spec(), self.config.model
         inputs = train_inputs(self.place.config, self.place.day)
         items = ItemTable.from_arrow(inputs.items_shown(), spec)
-        tokenizer = TOKENIZERS[self.row.tokenizer].fit(items, spec, levels=shape.levels, codes=shape.codes, seed=self.seed)
+        content = None if self.row.content == "fields" else co_occurrence(inputs, items, spec, self.seed)
+        kind = TOKENIZERS[self.row.tokenizer]
+        tokenizer = kind.fit(items, spec, levels=shape.levels, codes=shape.codes, seed=self.seed, content=content)
         everyone = ItemTable.from_arrow(inputs.items_known(), spec)
+        code_NL = tokenizer.encode(everyone)
+        if self.row.resolve:
+            shown_N = items.rows(everyone.hash_N) > 0
+            publish(code_NL, tokenizer.embed(everyone), tokenizer.code_LKD, everyone.hash_N, known_N=shown_N, before=None)
         path = self.home / "sids.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_sids(path, [str(item) for item in everyone.id_N[1:]], tokenizer.encode(everyone)[1:])
+        write_sids(path, [str(item) for item in everyone.id_N[1:]], code_NL[1:])
         return [*self.sets, f"train.given_sids={path}"], time.perf_counter() - since
 
 
-def judge(config: Config, day: date, bundle: Bundle, row: Row) -> dict[str, Any]:
-    """Figures of a model on the evaluation days, and each figure's bootstrap samples.
+def co_occurrence(inputs: TrainInputs, items: ItemTable, spec: FeatureSpec, seed: int) -> CoOccurrenceVectors:
+    """Item vectors from what each user bought on each day whose examples move weights.
+
+    Raises:
+        ValueError: hardly anything was bought together.
+    """
+    days, columns = days_between(inputs.window.train_first, inputs.window.fit_last), ["user_hash", "item", "label"]
+    basket, bought, baskets = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
+    for day in days:
+        table = inputs.lake.read_arrow("examples", [day], columns=columns).combine_chunks()
+        row_P = pc.list_parent_indices(table.column("item")).to_numpy()
+        kept_P = pc.list_flatten(table.column("label")).to_numpy() > 0
+        _, user_B = np.unique(table.column("user_hash").to_numpy(), return_inverse=True)
+        basket.append(user_B[row_P[kept_P]] + baskets)
+        bought.append(items.rows(pc.list_flatten(table.column("item")).to_numpy()[kept_P]))
+        baskets += len(table)
+    return CoOccurrenceVectors.of_baskets(items, spec, np.concatenate(basket), np.concatenate(bought), seed=seed)
+
+
+def judge(config: Config, day: date, bundle: Bundle, row: Row, part: Part = "evaluation") -> dict[str, Any]:
+    """Figures of a model on the days that it is judged on, and each figure's bootstrap samples.
 
     Args:
         config: settings of the comparison: window, search, draws.
         day: date of the run.
         bundle: the model.
         row: how it retrieves; a model without SIDs is judged on ranking alone.
+        part: the days.
 
     Returns:
         ``figures`` and ``samples`` by name, ``references`` (the baselines' the same way), ``sid``, and ``rows, requests, users``.
     """
-    judged = Judged.open(config, day, config.evaluate.max_requests, bundle)
+    judged = Judged.open(config, day, config.evaluate.max_requests, bundle, part)
     requests, draws, rows = judged.requests, judged.draws, exposed_rows(judged.requests)
     out: dict[str, Any] = {"rows": len(rows.label_R), "users": len(draws.users), "requests": 0, "references": {}, "sid": None}
     if bundle.model.config.loss.recall == 0:
@@ -189,7 +261,8 @@ def judge(config: Config, day: date, bundle: Bundle, row: Row) -> dict[str, Any]
     scores = score_rows(retriever, requests, none=u2t == "none")
     path_R = {"exact": scores.exact_R, "mlp": scores.mlp_R, "none": scores.none_R}[u2t]
     figures = _ranked("rank", scores.rank_R, rows, draws) | _ranked("path", path_R, rows, draws)
-    search = Search(beam=config.retrieve.beam, rerank=config.retrieve.rerank, u2t=u2t, path_score=bundle.model.config.path_score)
+    path_score = row.path_score or bundle.model.config.path_score
+    search = Search(beam=config.retrieve.beam, rerank=config.retrieve.rerank, u2t=u2t, path_score=path_score)
     lists, _ = recommend_all([Contender(name="dig", retriever=retriever, search=search)], requests, judged.index_Q, k=K)
     found = _retrieved(lists, judged)
     figures |= found.pop("dig") | {f"path_{name}": of for name, of in found.pop("dig_path").items()}

@@ -1,9 +1,6 @@
-"""Table and plot of the ablation: means over seeds, intervals over users, differences paired by user.
+"""Table and plot of the ablation: means over seeds, with intervals over users and seeds, differences paired by both.
 
-An interval is the percentile interval of the bootstrap samples averaged over seeds: it says how far other users would move the mean of
-these seeds. ``spread`` beside it is the standard deviation over seeds.
-
-Shape suffixes: ``S`` bootstrap replicates.
+What an interval is: ``benchmarks.ablation_samples``. ``spread`` beside it is the standard deviation over seeds.
 """
 
 from __future__ import annotations
@@ -13,13 +10,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from benchmarks.ablation_rows import BASE, DIG, TWO_STAGE, Row
-from dig_models.evaluate import bootstrap
+from benchmarks.ablation_rows import BASE, DIG, ROWS, TWO_STAGE, Row
+from benchmarks.ablation_samples import Runs, Series, ratio, stands_out
+from benchmarks.ablation_verdicts import heading, verdicts
 
-Floats = NDArray[np.float64]
-Records = Mapping[str, Sequence[dict[str, Any]]]
+Records = Mapping[str, Runs]
 """By row: one record a seed, the same seeds in every row."""
 
 SHOWN = {
@@ -41,83 +37,73 @@ LEGEND = (
     "path AUC: the retrieval path at the full SID, on the impressions of rank AUC. shared: items that do not have their SID alone.\n"
     "codes used: of the level that uses fewest."
 )
+STAR = "* where the interval excludes 0 and every seed, of at least two, has the difference with the same sign; sd: over seeds"
 REFERENCE_LABELS = {"popularity": "popularity", "own_frequency": "own most frequent"}
 
 
 def summary(records: Records, confidence: float) -> dict[str, Any]:
     """By row: figures with interval and spread, differences to DIG (and of ranking to Base), SID quality, training time.
 
-    Also ``references``, the baselines on the same requests, and ``ratios``, DIG's recall over that of each two-stage row.
+    ``auc_gap`` of a row is its ranking path's AUC less its retrieval path's. Also ``references``, the baselines on the same requests,
+    ``over_references``, DIG's figures less and over theirs, ``ratios``, DIG's recall over that of each two-stage row, and ``verdicts``.
 
     Args:
         records: of at least ``dig`` or ``base``.
         confidence: of the intervals.
     """
-    out: dict[str, Any] = {"rows": {}, "references": {}, "ratios": {}}
+    out: dict[str, Any] = {"rows": {}, "references": {}, "over_references": {}, "ratios": {}}
     for name, runs in records.items():
-        figures = {figure: _figure(runs, figure, confidence) for figure in SHOWN if _has(runs, figure)}
+        figures = {f: Series.of(runs, f).told(confidence) for f in SHOWN if _has(runs, f)}
         row: dict[str, Any] = {"seeds": [run["seed"] for run in runs], "figures": figures, "sid": _sid(runs), "differences": {}}
         row["seconds"] = float(np.mean([run["train"]["seconds"] + run["train"]["tokenizer_seconds"] for run in runs]))
         for other, among in ((DIG, SHOWN), (BASE, ("rank_auc", "rank_gauc"))):
             if other in records and other != name:
                 both = [f for f in among if _has(runs, f) and _has(records[other], f)]
-                row["differences"][other] = {f: _difference(runs, records[other], f, confidence) for f in both}
+                row["differences"][other] = {f: (Series.of(runs, f) - Series.of(records[other], f)).told(confidence) for f in both}
+        if _has(runs, "rank_auc") and _has(runs, "path_auc"):
+            row["auc_gap"] = (Series.of(runs, "rank_auc") - Series.of(runs, "path_auc")).told(confidence)
         out["rows"][name] = row
     if DIG in records:
         for name in REFERENCE_LABELS:
             runs = [run["references"][name] for run in records[DIG]]
-            out["references"][name] = {f: _figure(runs, f, confidence) for f in SHOWN if _has(runs, f)}
+            out["references"][name] = {f: Series.of(runs, f).told(confidence) for f in SHOWN if _has(runs, f)}
+            out["over_references"][name] = _over(records[DIG], runs, confidence)
         recalls = [f for f in SHOWN if f.removeprefix("path_").startswith("recall") and _has(records[DIG], f)]
         for name in TWO_STAGE:
             if name in records:
                 both = [f for f in recalls if _has(records[name], f)]
-                out["ratios"][name] = {f: _ratio(records[DIG], records[name], f, confidence) for f in both}
-    return out
+                out["ratios"][name] = {f: ratio(Series.of(records[DIG], f), Series.of(records[name], f), confidence) for f in both}
+    return out | {"verdicts": [verdict.as_dict() for verdict in verdicts(out)]}
 
 
-def _has(runs: Sequence[dict[str, Any]], figure: str) -> bool:
+def _over(runs: Runs, references: Runs, confidence: float) -> dict[str, Any]:
+    """A row's figures less a baseline's on the same requests, and over them."""
+    both = [f for f in SHOWN if _has(runs, f) and _has(references, f)]
+    pairs = {f: (Series.of(runs, f), Series.of(references, f)) for f in both}
+    return {
+        "differences": {f: (one - other).told(confidence) for f, (one, other) in pairs.items()},
+        "ratios": {f: ratio(one, other, confidence) for f, (one, other) in pairs.items()},
+    }
+
+
+def _has(runs: Runs, figure: str) -> bool:
     return all(run["figures"].get(figure) is not None for run in runs)
 
 
-def _mean(runs: Sequence[dict[str, Any]], figure: str) -> tuple[float, Floats]:
-    samples = np.array([run["samples"][figure] for run in runs], dtype=np.float64)  # null becomes NaN
-    return float(np.mean([run["figures"][figure] for run in runs])), samples.mean(axis=0)
-
-
-def _figure(runs: Sequence[dict[str, Any]], figure: str, confidence: float) -> dict[str, Any]:
-    mean, sample_S = _mean(runs, figure)
-    values = [run["figures"][figure] for run in runs]
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": mean, "ci": _interval(sample_S, confidence), "spread": spread}
-
-
-def _difference(runs: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], figure: str, confidence: float) -> dict[str, Any]:
-    (one, one_S), (two, two_S) = _mean(runs, figure), _mean(other, figure)
-    return {"mean": one - two, "ci": _interval(one_S - two_S, confidence)}
-
-
-def _ratio(runs: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], figure: str, confidence: float) -> dict[str, Any]:
-    (one, one_S), (two, two_S) = _mean(runs, figure), _mean(other, figure)
-    ratio_S = np.divide(one_S, two_S, out=np.full(len(one_S), np.nan), where=two_S > 0)
-    return {"mean": one / two if two > 0 else None, "ci": _interval(ratio_S, confidence)}
-
-
-def _interval(sample_S: Floats, confidence: float) -> list[float | None]:
-    return [value if np.isfinite(value) else None for value in bootstrap.interval(sample_S, confidence)]
-
-
-def _sid(runs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def _sid(runs: Runs) -> dict[str, Any] | None:
     if any(run["sid"] is None for run in runs):
         return None
     return {
         "collision_rate": float(np.mean([run["sid"]["collision_rate"] for run in runs])),
         "shared_rate": float(np.mean([run["sid"]["shared_rate"] for run in runs])),
         "codes_used": np.mean([run["sid"]["codes_used"] for run in runs], axis=0).tolist(),
+        "shared_rate_by_seed": [run["sid"]["shared_rate"] for run in runs],
+        "codes_used_by_seed": [run["sid"]["codes_used"] for run in runs],
     }
 
 
 def text(found: dict[str, Any], rows: Sequence[Row]) -> str:
-    """The table for people: figures, then differences with their intervals; a star where the interval excludes 0."""
+    """The table for people: figures, then differences with their intervals; a star where ``stands_out`` says so."""
     width = max(len(row.label) for row in rows) + 2
     parts = [LEGEND, "", "Means over seeds", _header(width, [*SHOWN.values(), "collisions", "shared", "codes used", "train s"])]
     for row in rows:
@@ -127,7 +113,7 @@ def text(found: dict[str, Any], rows: Sequence[Row]) -> str:
             parts.append(_line(width, row.label, [*cells, *_sid_cells(of["sid"]), f"{of['seconds']:.0f}"]))
     for name, figures in found["references"].items():
         parts.append(_line(width, REFERENCE_LABELS[name], [_cell(figures.get(figure)) for figure in SHOWN]))
-    parts += ["", "With intervals over users, and the standard deviation over seeds"]
+    parts += ["", "With intervals over users and seeds, and the standard deviation over seeds"]
     for row in rows:
         if row.name in found["rows"]:
             figures = found["rows"][row.name]["figures"]
@@ -135,11 +121,16 @@ def text(found: dict[str, Any], rows: Sequence[Row]) -> str:
     labels = {row.name: row.label for row in rows}
     for other in (BASE, DIG):
         if other in found["rows"]:
-            parts += ["", f"Less {labels[other]}, paired by user; * where the interval excludes 0"]
-            parts += _differences(found, rows, other, width)
+            parts += ["", f"Less {labels[other]}, paired by user and seed", STAR]
+            parts += _differences(found, rows, other)
     for name, figures in found["ratios"].items():
+        if name not in labels:
+            continue
         shown = [f"{SHOWN[f]} {_number(r['mean'], '.2f')}x {_between(r['ci'], '.2f')}" for f, r in figures.items()]
-        parts += ["", f"DIG over {labels[name]}: " + ", ".join(shown)]
+        parts += ["", f"DIG over {ROWS[name].label}: " + ", ".join(shown)]
+    told = [verdict.line() for verdict in verdicts(found)]
+    if told:
+        parts += ["", heading(found), *told]
     return "\n".join(parts) + "\n"
 
 
@@ -148,17 +139,16 @@ def _with_interval(figure: str, of: dict[str, Any]) -> str:
     return f"{SHOWN[figure]} {of['mean']:.4f} {_between(of['ci'], '.4f')}{spread}"
 
 
-def _differences(found: dict[str, Any], rows: Sequence[Row], other: str, width: int) -> list[str]:
+def _differences(found: dict[str, Any], rows: Sequence[Row], other: str) -> list[str]:
     lines = []
     for row in rows:
         given = found["rows"].get(row.name, {}).get("differences", {}).get(other, {})
-        cells = []
+        lines += [row.label] * bool(given)
         for figure, gap in given.items():
-            low, high = gap["ci"]
-            star = "*" if low is not None and (low > 0 or high < 0) else " "
-            cells.append(f"{SHOWN[figure]} {gap['mean']:+.4f}{star}{_between(gap['ci'], '+.4f')}")
-        if cells:
-            lines.append(f"{row.label:{width}}" + "  ".join(cells))
+            star = "*" if stands_out(gap) else " "
+            spread = "" if gap["spread"] is None else f"  sd {gap['spread']:.4f}"
+            seeds = " ".join(f"{value:+.4f}" for value in gap["by_seed"])
+            lines.append(f"  {SHOWN[figure]:12} {gap['mean']:+.4f}{star} {_between(gap['ci'], '+.4f')}{spread}  by seed {seeds}")
     return lines
 
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.compose import ColumnTransformer
+from scipy import sparse
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from benchmarks.baseline_models import DOMAINS, Ranker, SasRec, TwoTower
 from dig_models import losses
@@ -33,17 +33,27 @@ from dig_models.features import SOURCE_EXPOSED, FeatureSpec
 from dig_models.items import ItemTable
 from dig_models.retrieve.trie import Int64
 from dig_models.train import optim
-from dig_models.train.data import RequestTable, collate, pair_lookup
+from dig_models.train.data import RequestTable, collate, pair_lookup, popular_chances
 
 Floats = NDArray[np.float64]
 NEGATIVES = 512
+WARMUP = 50
+"""Steps at most in which the rate of a patient training rises; never more than its first epoch has."""
+DROP, DROP_AFTER = 0.3, 2
+"""A patient training multiplies its rate by this after more than so many epochs without a gain."""
 EVENTS = 60
 """Newest events of a history that SASRec reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Days:
-    """What a baseline learns from; the item table is that of the model it is compared with."""
+    """What a baseline learns from; the item table is that of the model it is compared with.
+
+    Attributes:
+        epochs: of a ranker, all of them taken.
+        cap: epochs of a retriever at most.
+        patience: epochs without a gain after which a retriever is done.
+    """
 
     spec: FeatureSpec
     items: ItemTable
@@ -54,6 +64,13 @@ class Days:
     keep_rate: float
     seed: int
     epochs: int
+    cap: int = 40
+    patience: int = 6
+
+    @cached_property
+    def chance_N(self) -> NDArray[np.float64]:
+        """Chance of each item to be a popular negative."""
+        return popular_chances(self.store, self.spec, int(self.fit.ts_B.min()))
 
     def batches(self, requests: RequestTable, index_B: Int64, size: int, *, negatives: int = 0, step: int = 0) -> Iterator[Batch]:
         """Batches of some requests in the given order."""
@@ -68,6 +85,8 @@ class Days:
                 keep_rate=self.keep_rate,
                 random_negatives=negatives,
                 history_negatives=self.train.history_negatives,
+                popular_negatives=self.train.popular_negatives,
+                chance_N=self.chance_N,
                 rng=rng,
             )
 
@@ -77,6 +96,33 @@ class Days:
         return np.random.default_rng([self.seed, epoch]).permutation(among)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """How a training went on the validation days.
+
+    Attributes:
+        figures: after each epoch, larger is better.
+        cap: epochs that it could have had.
+    """
+
+    figures: tuple[float, ...]
+    cap: int
+
+    @property
+    def chosen(self) -> int:
+        """The epoch kept, from 1: the first with the best figure."""
+        return int(np.nanargmax(self.figures)) + 1
+
+    @property
+    def last_won(self) -> bool:
+        """Whether the last epoch allowed was the best: more of them might be better still."""
+        return self.chosen == self.cap
+
+    def row(self) -> dict[str, Any]:
+        """For the file of the run."""
+        return {"chosen": self.chosen, "taken": len(self.figures), "cap": self.cap, "last_won": self.last_won, "curve": list(self.figures)}
+
+
 def best_epoch(
     model: nn.Module,
     days: Days,
@@ -84,7 +130,9 @@ def best_epoch(
     steps: int,
     loss: Callable[[Batch], Tensor],
     judge: Callable[[], float],
-) -> float:
+    *,
+    patient: bool,
+) -> Curve:
     """Train, and leave the model as it was after the epoch that the validation days like best.
 
     Args:
@@ -94,35 +142,51 @@ def best_epoch(
         steps: batches of an epoch.
         loss: of a batch.
         judge: figure on the validation days, larger is better.
+        patient: up to ``days.cap`` epochs, until ``days.patience`` of them bring no gain, with a rate that falls where gains stop; else
+            ``days.epochs`` with half a cosine over all of them.
 
-    Returns:
-        The figure of the epoch kept.
+    Raises:
+        ValueError: the validation days judge no epoch.
     """
     optimizer = optim.build(model, days.train)
-    best, kept, step = -np.inf, copy.deepcopy(model.state_dict()), 0
-    for epoch in range(days.epochs):
+    plateau = ReduceLROnPlateau(optimizer, mode="max", factor=DROP, patience=DROP_AFTER, threshold=0.0)
+    best, kept, step, figures = -np.inf, copy.deepcopy(model.state_dict()), 0, list[float]()
+    cap, warmup = days.cap if patient else days.epochs, min(WARMUP, steps)
+    for epoch in range(cap):
         model.train()
         for batch in batches(epoch):
-            optim.set_lr(optimizer, step, steps * days.epochs)
+            if not patient:
+                optim.set_lr(optimizer, step, steps * cap)
+            elif step < warmup:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["base_lr"] * (step + 1) / warmup
             optimizer.zero_grad()
             loss(batch).backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), days.train.grad_clip)
             optimizer.step()
             step += 1
         model.eval()
-        found = judge()
-        if found > best:
-            best, kept = found, copy.deepcopy(model.state_dict())
+        figures.append(judge())
+        if figures[-1] > best:
+            best, kept = figures[-1], copy.deepcopy(model.state_dict())
+        if not np.isfinite(best):
+            raise ValueError(
+                f"validation after epoch {epoch + 1}: {figures[-1]} found, a figure expected; the days need rows of both labels"
+            )
+        if patient:
+            plateau.step(figures[-1])
+            if epoch + 1 - (int(np.nanargmax(figures)) + 1) >= days.patience:
+                break
     model.load_state_dict(kept)
     model.eval()
-    return best
+    return Curve(figures=tuple(figures), cap=cap)
 
 
 # ---- rankers
 
 
-def ranker(kind: Literal["din", "dcn"], days: Days, test: RequestTable) -> Floats:
-    """Log-odds of the exposed rows of ``test`` by DIN or DCNv2, trained on the batches that DIG's ranking path sees."""
+def ranker(kind: Literal["din", "dcn"], days: Days, test: RequestTable) -> tuple[Floats, Curve]:
+    """Log-odds of the exposed rows of ``test`` by DIN or DCNv2, trained on the batches that DIG's ranking path sees; and how it went."""
     torch.manual_seed(days.seed)
     model = Ranker(kind, days.spec, days.items)
     size, negatives = days.train.requests_per_batch, days.train.random_negatives
@@ -135,8 +199,12 @@ def ranker(kind: Literal["din", "dcn"], days: Days, test: RequestTable) -> Float
         return ranking.auc(rank_by(model, days, days.validation), rows.label_R, rows.weight_R)
 
     steps = -(-len(days.fit) // size)
-    best_epoch(model, days, lambda e: days.batches(days.fit, days.shuffled(e), size, negatives=negatives, step=e), steps, loss, judge)
-    return rank_by(model, days, test)
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        return days.batches(days.fit, days.shuffled(epoch), size, negatives=negatives, step=epoch)
+
+    curve = best_epoch(model, days, batches, steps, loss, judge, patient=False)
+    return rank_by(model, days, test), curve
 
 
 @torch.no_grad()
@@ -146,22 +214,16 @@ def rank_by(model: Ranker, days: Days, requests: RequestTable) -> Floats:
     return np.concatenate([np.zeros(0), *(model(b)[b.source_R == SOURCE_EXPOSED].double().numpy() for b in batches)])
 
 
-def logistic(x_RX: NDArray[np.float32], y_R: Floats, test_RX: NDArray[np.float32], dense: Sequence[int], seed: int) -> Floats:
-    """Log-odds by logistic regression: numbers standardised, buckets one-hot.
+def logistic(x_RX: sparse.csr_array, y_R: Floats, test_RX: sparse.csr_array, seed: int) -> Floats:
+    """Log-odds by logistic regression.
 
     Args:
-        x_RX: features of the training rows, as ``benchmarks.quality.Data.features`` gives them.
+        x_RX: columns of the training rows, as ``benchmarks.tabular.linear`` gives them.
         y_R: labels.
-        test_RX: features of the rows to score.
-        dense: columns that are numbers; all others are buckets.
+        test_RX: columns of the rows to score.
         seed: of the solver.
     """
-    buckets = [at for at in range(x_RX.shape[1]) if at not in set(dense)]
-    columns = ColumnTransformer(
-        [("numbers", StandardScaler(), list(dense)), ("buckets", OneHotEncoder(handle_unknown="ignore"), buckets)], sparse_threshold=1.0
-    )
-    model = make_pipeline(columns, LogisticRegression(C=0.1, max_iter=200, random_state=seed))
-    model.fit(x_RX, y_R)
+    model = LogisticRegression(C=0.1, max_iter=200, random_state=seed).fit(x_RX, y_R)
     return np.asarray(model.decision_function(test_RX), dtype=np.float64)
 
 
@@ -188,17 +250,21 @@ def frequency(days: Days) -> Tensor:
 
 
 class TowerRetriever:
-    """Two towers with in-batch softmax, corrected by the log frequency of the items (Yi et al., 2019), searched by FAISS."""
+    """Two towers with in-batch softmax, corrected by the log frequency of the items (Yi et al., 2019), searched by FAISS.
+
+    Attributes:
+        curve: how its training went: recall@10 on validation requests.
+    """
 
     def __init__(self, days: Days) -> None:
         torch.manual_seed(days.seed)
         self.days, self.model = days, TwoTower(days.spec, days.items)
         log_q_N, useful = frequency(days).log(), with_positives(days.fit)
-        rng = np.random.default_rng([days.seed, 9])
+        rng, bought_fit = np.random.default_rng([days.seed, 9]), bought_alone(days.fit)
         size = 8 * days.train.requests_per_batch
 
         def batches(epoch: int) -> Iterator[Batch]:
-            return days.batches(days.fit, days.shuffled(epoch, useful), size)
+            return days.batches(bought_fit, days.shuffled(epoch, useful), size)
 
         def loss(batch: Batch) -> Tensor:
             bought = torch.nonzero(batch.label_R > 0).squeeze(1).numpy()
@@ -209,7 +275,8 @@ class TowerRetriever:
             mine.fill_diagonal_(False)  # other purchases of the request are no negatives of it
             return F.cross_entropy(logit_PP.masked_fill(mine, -torch.inf), torch.arange(len(item_P)))
 
-        best_epoch(self.model, days, batches, -(-len(useful) // size), loss, lambda: validation_recall(self, days))
+        steps = -(-len(useful) // size)
+        self.curve = best_epoch(self.model, days, batches, steps, loss, lambda: validation_recall(self, days), patient=True)
 
     @torch.no_grad()
     def lists(self, requests: RequestTable, index_Q: Int64, excluded: Sequence[Int64], k: int) -> Int64:
@@ -226,17 +293,21 @@ class TowerRetriever:
 
 
 class SasRecRetriever:
-    """SASRec with a softmax over sampled negatives at every place of the sequence; what comes after its end is an item of the request."""
+    """SASRec with a softmax over sampled negatives at every place of the sequence; what comes after its end is an item of the request.
+
+    Attributes:
+        curve: how its training went: recall@10 on validation requests.
+    """
 
     def __init__(self, days: Days) -> None:
         torch.manual_seed(days.seed)
         self.days, self.model = days, SasRec(days.spec, days.items)
         useful, size = with_positives(days.fit), 4 * days.train.requests_per_batch
         generator = torch.Generator().manual_seed(days.seed)
-        rng = np.random.default_rng([days.seed, 8])
+        rng, bought_fit = np.random.default_rng([days.seed, 8]), bought_alone(days.fit)
 
         def batches(epoch: int) -> Iterator[Batch]:
-            return days.batches(days.fit, days.shuffled(epoch, useful), size)
+            return days.batches(bought_fit, days.shuffled(epoch, useful), size)
 
         def loss(batch: Batch) -> Tensor:
             history_BH = oldest_first(batch.history_BH)
@@ -252,7 +323,8 @@ class SasRecRetriever:
             other_PX = other_PX + float(np.log(len(days.items) / NEGATIVES))
             return F.cross_entropy(torch.cat([own_P1, other_PX], dim=1), torch.zeros(len(target_P), dtype=torch.int64))
 
-        best_epoch(self.model, days, batches, -(-len(useful) // size), loss, lambda: validation_recall(self, days))
+        steps = -(-len(useful) // size)
+        self.curve = best_epoch(self.model, days, batches, steps, loss, lambda: validation_recall(self, days), patient=True)
 
     @torch.no_grad()
     def lists(self, requests: RequestTable, index_Q: Int64, excluded: Sequence[Int64], k: int) -> Int64:
@@ -308,15 +380,23 @@ def _one_each(batch: Batch, rng: np.random.Generator) -> Int64:
     return out
 
 
+def bought_alone(requests: RequestTable) -> RequestTable:
+    """The requests with the rows of bought items alone: a retriever learns from no other."""
+    return _with_rows(requests, requests.label_R > 0)
+
+
 def _bare(requests: RequestTable) -> RequestTable:
     """The requests without their rows: a list is made from the user side alone."""
-    none = slice(0, 0)
+    return _with_rows(requests, np.zeros(len(requests.item_R), dtype=np.bool_))
+
+
+def _with_rows(requests: RequestTable, kept_R: NDArray[np.bool_]) -> RequestTable:
     return replace(
         requests,
-        row_start=np.zeros(len(requests) + 1, dtype=np.int64),
-        item_R=requests.item_R[none],
-        label_R=requests.label_R[none],
-        source_R=requests.source_R[none],
-        weight_R=requests.weight_R[none],
-        cross_RW=requests.cross_RW[none],
+        row_start=np.concatenate([[0], np.cumsum(kept_R)])[requests.row_start].astype(np.int64),
+        item_R=requests.item_R[kept_R],
+        label_R=requests.label_R[kept_R],
+        source_R=requests.source_R[kept_R],
+        weight_R=requests.weight_R[kept_R],
+        cross_RW=requests.cross_RW[kept_R],
     )

@@ -2,17 +2,22 @@
 
     python -m benchmarks.baselines [--date 2017-11-08] [--seeds 2017 7 18] [--methods dig base din sasrec …]
 
+Figures are means over the seeds, intervals and paired differences from one set of draws over users (``benchmarks.judging``).
+
 Rankers are judged on the exposed rows of the evaluation days, retrievers on the requests of the evaluation, over all items and over those
-new to the user; the catalogue is that of DIG's model. All learn from the examples of the training window; the networks choose
-their epoch by its validation days.
+new to the user; the catalogue is that of DIG's model. All learn from the examples of the training window. Networks choose their epoch by
+its validation days: the rankers among ``--epochs``, the retrievers, whose epochs are short, among up to ``--cap``, until ``--patience``
+of them bring no gain. The file of a run has the figure of every epoch; the table says where the last one allowed was the best.
+``--validation`` judges on the validation days instead, to tune by. There the networks and the trees, whose epochs these days chose, look a
+little better than they are; ``dig`` and ``base`` had no such choice.
 
 ==============  =====================================================================================================================
 ``dig``         the pipeline's own model: its ranking path, and its search with re-ranking
 ``base``        the same network with ``model.loss.recall: 0``: ranking alone
 ``popularity``  events of all users in the window nearest to 30 days
 ``own``         the user's own most frequent items, then popularity; as a ranker, the user's count in the longest window, then popularity
-``logistic``    logistic regression on crosses, buckets and context (scikit-learn)
-``trees``       histogram gradient boosting on the same features (scikit-learn)
+``logistic``    logistic regression on crosses, numbers and every bucket of every field (scikit-learn)
+``trees``       histogram gradient boosting on the same fields, wide and multi-valued ones as shares of earlier days (scikit-learn)
 ``din``         DIN: fields, crosses, history read by the item
 ``dcn``         DCNv2: fields, crosses, mean of the history, cross layers
 ``towers``      two towers with in-batch softmax, searched by FAISS
@@ -33,15 +38,16 @@ from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from benchmarks.baseline_fit import Days, SasRecRetriever, TowerRetriever, logistic, ranker
-from benchmarks.judging import RESULTS, Judge, Judged, asked
+from benchmarks.baseline_fit import Curve, Days, SasRecRetriever, TowerRetriever, logistic, ranker
+from benchmarks.judging import RESULTS, SEEDS, Judge, Judged, add_validation, asked, facts, judged_days, part_of, result_name
 from benchmarks.quality import Data, trained, trees
+from benchmarks.tabular import LEFT_OUT, linear
 from dig_models.bundle import Bundle
 from dig_models.evaluate.lists import VARIANTS, Contender, Search, baselines, columns, recommend_all
 from dig_models.evaluate.scoring import exposed_rows, rank_rows
@@ -50,12 +56,18 @@ from jobs.config import Config
 from jobs.dataset_config import digest_of
 from jobs.evaluate import finite
 from jobs.files import replace_text
-from jobs.lake import code_digest
+from jobs.lake import Lake, code_digest
 from jobs.runs import write_json
 
 Arrays = dict[str, NDArray[Any]]
 Floats = NDArray[np.float64]
-CODE = ("benchmarks.baseline_fit", "benchmarks.baseline_models", "benchmarks.baselines", "benchmarks.judging")
+CODE = (
+    *(f"benchmarks.{m}" for m in ("baseline_fit", "baseline_models", "baselines", "judging", "quality", "tabular")),
+    *(f"dig_models.{m}" for m in ("arrays", "batch", "bundle", "cross_files", "crosses", "dig", "evaluate", "features", "items")),
+    *(f"dig_models.{m}" for m in ("losses", "nn", "quantize", "retrieve", "train", "u2t")),
+    *(f"jobs.{m}" for m in ("dataset_config", "dates", "evaluate")),
+)
+"""Modules that scores and lists depend on: a change in one of them makes the runs anew."""
 K = 10
 UNSEEDED = ("popularity", "own")
 
@@ -66,6 +78,7 @@ class World:
 
     Attributes:
         judged: requests and rows, on the catalogue of ``judged.bundle``.
+        epochs, cap, patience: as ``Days`` has them.
         settings: file and ``--set`` options, for the trainings of ``dig`` and ``base``.
     """
 
@@ -73,6 +86,8 @@ class World:
     day: date
     judged: Judged
     epochs: int
+    cap: int
+    patience: int
     settings: tuple[Path | None, tuple[str, ...]]
 
     @cached_property
@@ -93,6 +108,8 @@ class World:
             keep_rate=self.config.dataset.sampling.exposed_negative_rate,
             seed=seed,
             epochs=self.epochs,
+            cap=self.cap,
+            patience=self.patience,
         )
 
     def bundle(self, kind: str, seed: int) -> Bundle:
@@ -100,7 +117,22 @@ class World:
         return trained(self.config, self.day, kind, seed, *self.settings)
 
 
-def dig(world: World, seed: int) -> Arrays:
+class Made(NamedTuple):
+    """What a method brings.
+
+    Attributes:
+        arrays: ``score_R`` of the exposed rows and lists by variant, as far as the method has them.
+        curve: of a network trained here.
+    """
+
+    arrays: Arrays
+    curve: Curve | None = None
+
+
+Method = Callable[[World, int], Made]
+
+
+def dig(world: World, seed: int) -> Made:
     """Ranking path, and search with re-ranking."""
     bundle, judged = world.bundle("dig", seed), world.judged
     retriever = Retriever.of(bundle.model, judged.bundle.spec, judged.bundle.items, judged.store)
@@ -108,20 +140,20 @@ def dig(world: World, seed: int) -> Arrays:
     search = Search(beam=retrieve.beam, rerank=retrieve.rerank, u2t=shape.u2t_inference, path_score=shape.path_score)
     contender = Contender(name="dig", retriever=retriever, search=search)
     lists, _ = recommend_all([contender], judged.requests, judged.index_Q, k=K)
-    return {"score_R": rank_rows(bundle.model, judged.requests, judged.bundle.items), **{v: lists[v]["dig"] for v in VARIANTS}}
+    return Made({"score_R": rank_rows(bundle.model, judged.requests, judged.bundle.items), **{v: lists[v]["dig"] for v in VARIANTS}})
 
 
-def base(world: World, seed: int) -> Arrays:
+def base(world: World, seed: int) -> Made:
     """The ranker without DIG."""
     bundle, judged = world.bundle("base", seed), world.judged
     bundle.model.set_items(judged.bundle.items)
-    return {"score_R": rank_rows(bundle.model.eval(), judged.requests, judged.bundle.items)}
+    return Made({"score_R": rank_rows(bundle.model.eval(), judged.requests, judged.bundle.items)})
 
 
-def plain(name: str) -> Callable[[World, int], Arrays]:
+def plain(name: str) -> Method:
     """Popularity, or the user's own frequency: a column of the crosses as a score, and the list of the evaluation."""
 
-    def run(world: World, seed: int) -> Arrays:
+    def run(world: World, seed: int) -> Made:
         judged, spec = world.judged, world.judged.bundle.spec
         popularity, own = columns(spec)
         rows_R = judged.requests.rows_of(np.arange(len(judged.requests), dtype=np.int64))[1]
@@ -136,41 +168,44 @@ def plain(name: str) -> Callable[[World, int], Arrays]:
                 found = baselines(spec, [judged.store.catalogue(*asked)], [gone], K)
                 lists.append(found["popularity" if name == "popularity" else "own_frequency"][0])
             out[variant] = np.stack(lists)
-        return out
+        return Made(out)
 
     return run
 
 
-def regression(world: World, seed: int) -> Arrays:
+def regression(world: World, seed: int) -> Made:
     """Logistic regression."""
-    days, data, spec = world.days(seed), world.data, world.judged.bundle.spec
-    buckets = sum(f.kind == "categorical" for f in spec.item_fields)
-    numbers = [*range(spec.cross_width), *range(spec.cross_width + buckets, spec.cross_width + buckets + len(data.items.numbers))]
-    fit, test = data.features(days.fit), data.features(world.judged.requests)
-    return {"score_R": logistic(fit, exposed_rows(days.fit).label_R, test, numbers, seed)}
+    days, bundle = world.days(seed), world.judged.bundle
+    fit, test = linear(bundle.spec, bundle.items, days.fit, world.judged.requests)
+    return Made({"score_R": logistic(fit, exposed_rows(days.fit).label_R, test, seed)})
 
 
-def boosted(world: World, seed: int) -> Arrays:
+def boosted(world: World, seed: int) -> Made:
     """Gradient-boosted trees."""
-    return {"score_R": trees(world.config, world.day, world.data, world.judged.requests, seed)}
+    return Made({"score_R": trees(world.config, world.day, world.data, world.judged.requests, seed)})
 
 
-def network(kind: str) -> Callable[[World, int], Arrays]:
+def network(kind: Literal["din", "dcn"]) -> Method:
     """DIN or DCNv2."""
-    return lambda world, seed: {"score_R": ranker("din" if kind == "din" else "dcn", world.days(seed), world.judged.requests)}
+
+    def run(world: World, seed: int) -> Made:
+        score_R, curve = ranker(kind, world.days(seed), world.judged.requests)
+        return Made({"score_R": score_R}, curve)
+
+    return run
 
 
-def retrieving(kind: type[TowerRetriever] | type[SasRecRetriever]) -> Callable[[World, int], Arrays]:
+def retrieving(kind: type[TowerRetriever] | type[SasRecRetriever]) -> Method:
     """Two towers or SASRec."""
 
-    def run(world: World, seed: int) -> Arrays:
+    def run(world: World, seed: int) -> Made:
         judged, found = world.judged, kind(world.days(seed))
-        return {v: found.lists(judged.requests, judged.index_Q, judged.excluded(v), K) for v in VARIANTS}
+        return Made({v: found.lists(judged.requests, judged.index_Q, judged.excluded(v), K) for v in VARIANTS}, found.curve)
 
     return run
 
 
-METHODS: Mapping[str, Callable[[World, int], Arrays]] = {
+METHODS: Mapping[str, Method] = {
     "dig": dig,
     "base": base,
     "popularity": plain("popularity"),
@@ -186,11 +221,14 @@ METHODS: Mapping[str, Callable[[World, int], Arrays]] = {
 
 def run_one(world: World, method: str, seed: int) -> tuple[Arrays, dict[str, Any]]:
     """Scores and lists of a method and seed, and the row that says what made them; from disk if they were made before from the same."""
-    folder = Path(world.config.paths.home).resolve() / "benchmarks" / "baselines" / world.day.isoformat()
+    folder, part = Path(world.config.paths.home).resolve() / "benchmarks" / "baselines" / world.day.isoformat(), world.judged.part
+    folder = folder if part == "evaluation" else folder / part
+    examples = {"examples": judged_days(world.config, world.day, part)}
     made_from = {
+        "judged_on": [part, Lake(world.config.paths.at("lake")).inputs(examples)],
         "lineage": world.judged.bundle.info["lineage"],
         "train": world.config.digest("train", "model", "retrieve") if method in ("dig", "base") else world.config.digest("train"),
-        "epochs": world.epochs,
+        "epochs": [world.epochs, world.cap, world.patience],
         "requests": len(world.judged.index_Q),
         "code": code_digest(*CODE),
     }
@@ -201,8 +239,9 @@ def run_one(world: World, method: str, seed: int) -> tuple[Arrays, dict[str, Any
             with np.load(arrays_file, allow_pickle=False) as kept:
                 return {name: kept[name] for name in kept.files}, row
     began = time.perf_counter()
-    arrays = METHODS[method](world, seed)
+    arrays, curve = METHODS[method](world, seed)
     row = {"method": method, "seed": seed, "key": key, "seconds": round(time.perf_counter() - began, 1)}
+    row["training"] = curve.row() if curve else None
     folder.mkdir(parents=True, exist_ok=True)
     with arrays_file.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
@@ -266,8 +305,18 @@ def table(found: Mapping[str, Any], against: str = "dig") -> str:
             # The table reads "this method less the other": the sign of what is kept turns.
             cells.append(text + (f" [{-gap[1]:+.4f}, {-gap[0]:+.4f}]" if gap else ""))
         lines.append(" | ".join(cells))
-    note = f"In brackets: the method less {against}, paired by user, {found['confidence']:.0%} interval."
-    return "\n".join(f"| {line} |" for line in lines) + f"\n\n{note}\n"
+    notes = [f"{found['dataset']}, {found['date']}, {found['judged_on']['part']} days {' to '.join(found['judged_on']['days'])}."]
+    notes += [f"In brackets: the method less {against}, paired by user, {found['confidence']:.0%} interval."]
+    if {"logistic", "trees"} & found["methods"].keys():
+        notes.append(f"Left out of logistic and trees: {LEFT_OUT}.")
+    networks = [run for run in found["runs"] if run["training"]]
+    if networks:
+        epochs = ", ".join(f"{r['method']} {r['seed']}: {r['training']['chosen']} of {r['training']['taken']}" for r in networks)
+        notes.append(f"Epoch kept, by validation, of those taken: {epochs}.")
+    last = [f"{r['method']} {r['seed']}" for r in networks if r["training"]["last_won"]]
+    if last:
+        notes.append(f"The last epoch allowed was the best of {', '.join(last)}: more epochs might help these.")
+    return "\n".join(f"| {line} |" for line in lines) + "\n\n" + "\n".join(notes) + "\n"
 
 
 def plot(found: Mapping[str, Any]) -> Figure:
@@ -300,14 +349,12 @@ def compare(world: World, methods: Sequence[str], seeds: Sequence[int], tell: Ca
         tell(f"{done}/{len(todo)} {method} seed {seed}: {row['seconds']} s; about {left / 60:.0f} min left")
     judged = world.judged
     return {
-        "date": world.day.isoformat(),
-        "dataset": world.config.dataset.name,
-        "acceptance": world.config.in_acceptance(world.day),
+        **facts(world.config, world.day, judged.part),
         "lineage": judged.bundle.info["lineage"],
         "requests": len(judged.index_Q),
         "confidence": world.config.evaluate.confidence,
         "seeds": {m: len(of) for m, of in runs.items()},
-        "runs": [{k: row[k] for k in ("method", "seed", "seconds")} for row in rows],
+        "runs": [{k: row[k] for k in ("method", "seed", "seconds", "training")} for row in rows],
         **summary(world, runs, methods[0]),
     }
 
@@ -319,22 +366,26 @@ def main() -> None:
     parser.add_argument("--acceptance", action="store_true", help="allow a date in the acceptance period")
     parser.add_argument("--config", type=Path, default=None)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="default: train.seed alone")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help=f"default: {' '.join(map(str, SEEDS))}")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="differences are of the first one")
-    parser.add_argument("--epochs", type=int, default=3, help="of the networks; the validation days choose among them")
+    parser.add_argument("--epochs", type=int, default=3, help="of the ranking networks; the validation days choose among them")
+    parser.add_argument("--cap", type=int, default=40, help="epochs of the retrieving networks at most; the validation days choose")
+    parser.add_argument("--patience", type=int, default=6, help="epochs without a gain after which a retrieving network is done")
+    add_validation(parser)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     config, day = asked(parser, args)
-    seeds = args.seeds or [config.train.seed]
+    seeds = list(dict.fromkeys(args.seeds))
     settings = (args.config, tuple(args.set))
     bundle = trained(config, day, "dig", seeds[0], *settings)
-    judged = Judged.open(config, day, config.evaluate.max_requests, bundle)
-    world = World(config=config, day=day, judged=judged, epochs=args.epochs, settings=settings)
+    judged = Judged.open(config, day, config.evaluate.max_requests, bundle, part_of(args))
+    world = World(config=config, day=day, judged=judged, epochs=args.epochs, cap=args.cap, patience=args.patience, settings=settings)
     found = compare(world, args.methods, seeds, lambda text: print(text, flush=True))
     args.results.mkdir(parents=True, exist_ok=True)
-    write_json(args.results / "baselines.json", finite(found))
-    replace_text(args.results / "baselines.md", table(found, args.methods[0]))
-    plot(found).savefig(args.results / "baselines.png", dpi=150)
+    name = result_name(config, "baselines", judged.part)
+    write_json(args.results / f"{name}.json", finite(found))
+    replace_text(args.results / f"{name}.md", table(found, args.methods[0]))
+    plot(found).savefig(args.results / f"{name}.png", dpi=150)
     print(table(found, args.methods[0]))
 
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.beam [--date 2017-11-08] [--beams 1 10 50 200] [--requests 500]
 
-Asked of the finished model of a date, on its evaluation days. A prefix's score need not bound that of its best descendant, so a beam can
-drop the prefix of the best item:
+Asked of the finished model of a date, on its evaluation days, or with ``--validation`` on its validation days. A prefix's score need not
+bound that of its best descendant, so a beam can drop the prefix of the best item:
 
 - ``path_winner_lost``: share of requests whose best path score is below that of a search that keeps every prefix.
 - ``rank_winner_lost``: share of requests whose best re-ranked item scores below the best item of the whole catalogue by the ranking path.
@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from benchmarks.judging import RESULTS, Judged, asked
+from benchmarks.judging import RESULTS, Judged, add_validation, asked, facts, part_of, result_name
 from dig_models.evaluate.lists import VARIANTS, Variant
 from dig_models.evaluate.retrieval import NONE
 from dig_models.retrieve.beam import OPEN, Retrieved
@@ -138,9 +138,7 @@ def measure(judged: Judged, beams: Sequence[int], *, free_requests: int = 100) -
             rows[-1]["valid_beams"] = share_BL.mean(axis=0).tolist()
         print(line(rows[-1]), flush=True)
     return {
-        "date": judged.day.isoformat(),
-        "dataset": judged.config.dataset.name,
-        "acceptance": judged.config.in_acceptance(judged.day),
+        **facts(judged.config, judged.day, judged.part),
         "lineage": judged.bundle.info["lineage"],
         "requests": len(judged.index_Q),
         "prefixes": [retriever.trie.nodes(level) for level in range(retriever.trie.levels)],
@@ -195,13 +193,16 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--beams", type=int, nargs="+", default=list(BEAMS))
     parser.add_argument("--requests", type=int, default=500)
+    add_validation(parser)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    judged = Judged.open(*asked(parser, args), args.requests)
+    config, day = asked(parser, args)
+    judged = Judged.open(config, day, args.requests, part=part_of(args))
     found = measure(judged, sorted(set(args.beams)))
     args.results.mkdir(parents=True, exist_ok=True)
-    write_json(args.results / "beam.json", finite(found))
-    plot(found).savefig(args.results / "beam.png", dpi=150)
+    name = result_name(config, "beam", judged.part)
+    write_json(args.results / f"{name}.json", finite(found))
+    plot(found).savefig(args.results / f"{name}.png", dpi=150)
 
 
 if __name__ == "__main__":

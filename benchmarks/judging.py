@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +28,65 @@ from dig_models.retrieve.rerank import Retriever
 from dig_models.train.data import RequestTable, request_columns
 from jobs.config import Config, ConfigError, load
 from jobs.dates import days_between
+from jobs.entry import JobError
 from jobs.evaluate import Draws, chosen_requests, relevant_items
 from jobs.lake import Lake
 
 RESULTS = Path(__file__).parent / "results"
+SEEDS = (2017, 7, 18)
+"""Of trainings whose mean over seeds is reported."""
+USUAL = "complete_journey"
+"""Data set whose results have the plain names."""
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+Part = Literal["evaluation", "validation"]
+"""Days that models are judged on."""
+
+
+def result_name(config: Config, name: str, part: Part = "evaluation") -> str:
+    """Name of a result file without its ending: the plain one, ``<name>-<data set>`` for another than the usual data set.
+
+    What was judged on validation days ends in ``-validation``. So no other run takes the place of a result that is written about.
+    """
+    of_data = name if config.dataset.name == USUAL else f"{name}-{config.dataset.name}"
+    return of_data if part == "evaluation" else f"{of_data}-{part}"
+
+
+def judged_days(config: Config, day: date, part: Part) -> list[date]:
+    """Days that models of a date are judged on: the evaluation days, or the validation days at the end of the training window.
+
+    Settings are tuned on the latter, without a look at the former. The DIG models do not learn from them: no weight and no SID moves by
+    their examples; the last step shifts biases to their base rates, one for all rows of a source, which changes no order. The catalogue
+    is that of the end of these days, and so has the few items that came into it during them.
+    """
+    window = config.run_window(day)
+    first, last = (window.eval_first, window.eval_last) if part == "evaluation" else (window.validation_first, window.train_last)
+    return days_between(first, last)
+
+
+def add_validation(parser: argparse.ArgumentParser) -> None:
+    """Option ``--validation``, for ``part_of``."""
+    parser.add_argument(
+        "--validation", action="store_true", help="judge on the validation days, to choose settings by; results are named so"
+    )
+
+
+def part_of(args: argparse.Namespace) -> Part:
+    """The days that the options ask to judge on."""
+    return "validation" if args.validation else "evaluation"
+
+
+def facts(config: Config, day: date, part: Part) -> dict[str, Any]:
+    """What a result file says of its date and days."""
+    days, reserved = judged_days(config, day, part), config.dataset.acceptance_from
+    return {
+        "date": day.isoformat(),
+        "dataset": config.dataset.name,
+        "acceptance": reserved is not None and days[-1] >= reserved,
+        "judged_on": {"part": part, "days": [days[0].isoformat(), days[-1].isoformat()]},
+    }
 
 
 def judged_date(config: Config, asked: date | None, *, acceptance: bool) -> date:
@@ -143,9 +196,10 @@ class Judge:
 
 @dataclass(frozen=True)
 class Judged:
-    """The evaluation days of a model as the daily evaluation has them, for lists and scores that others bring.
+    """The days of a date that models are judged on, as the daily evaluation has them, for lists and scores that others bring.
 
     Attributes:
+        part: which days these are.
         requests: every request of the days; ``index_Q`` are those that lists are judged on.
         bought: item rows that the user of each of them bought before.
         draws: over the users of all requests, so differences of samples are paired by user.
@@ -153,6 +207,7 @@ class Judged:
 
     config: Config
     day: date
+    part: Part
     bundle: Bundle
     store: CrossStore
     requests: RequestTable
@@ -161,26 +216,33 @@ class Judged:
     draws: Draws
 
     @classmethod
-    def open(cls, config: Config, day: date, most: int, bundle: Bundle | None = None) -> Judged:
-        """Read what the evaluation of ``day`` reads.
+    def open(cls, config: Config, day: date, most: int, bundle: Bundle | None = None, part: Part = "evaluation") -> Judged:
+        """Read what the evaluation of ``day`` reads, or the same of its validation days.
 
         Args:
             config: its lake and checkpoints hold a finished training for the day.
             day: the run date.
             most: requests to judge lists on.
             bundle: the model whose catalogue counts; that of the day by default.
+            part: the days.
+
+        Raises:
+            MissingPartition: a day is not in the lake.
+            JobError: the days hold no request.
         """
-        window, lake = config.run_window(day), Lake(config.paths.at("lake"))
+        days, lake = judged_days(config, day, part), Lake(config.paths.at("lake"))
         if bundle is None:
             bundle = load_bundle(Path(config.paths.at("checkpoints")) / day.isoformat() / "bundle", config.dataset.spec())
         spec = bundle.spec
         columns = [*request_columns(spec), "request_id"]
-        table = lake.read_arrow("examples", days_between(window.eval_first, window.eval_last), columns=columns)
+        table = lake.read_arrow("examples", days, columns=columns)
         requests = RequestTable.from_arrow(table, spec, bundle.items)
+        if not len(requests):
+            raise JobError(f"examples of {days[0]} to {days[-1]}, the {part} days of {day}, hold no request: nothing to judge on")
         store = CrossStore.open(lake.folder("cross_arrays", day), spec, bundle.items)
         index_Q = chosen_requests(requests, table.column("request_id").to_pylist(), most)
         bought = [store.bought(int(requests.user_B[b]), int(requests.ts_B[b])) for b in index_Q]
-        return cls(config, day, bundle, store, requests, index_Q, bought, Draws.over(config, requests.user_B))
+        return cls(config, day, part, bundle, store, requests, index_Q, bought, Draws.over(config, requests.user_B))
 
     @cached_property
     def retriever(self) -> Retriever:

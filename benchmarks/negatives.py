@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from benchmarks.judging import RESULTS, asked
+from benchmarks.judging import RESULTS, asked, result_name
 from dig_models import u2t
 from dig_models.batch import Batch
 from dig_models.bundle import Bundle, load_bundle
 from dig_models.crosses import CrossStore
 from dig_models.evaluate import ranking
 from dig_models.features import SOURCE_EXPOSED, SOURCE_RANDOM, FeatureSpec
-from dig_models.train.data import RequestTable, collate, pair_lookup, request_columns
+from dig_models.train.data import RequestTable, collate, pair_lookup, popular_chances, request_columns
 from jobs.config import Config
 from jobs.dates import days_between
 from jobs.evaluate import finite
@@ -91,7 +91,7 @@ def exact_means(batch: Batch, store: CrossStore, spec: FeatureSpec, key_NL: Ints
 def taught(batch: Batch, key_NL: Tensor, buckets: u2t.CatalogueBuckets, bundle: Bundle, store: CrossStore, seed: int) -> dict[str, Floats]:
     """``u2t_l`` of each row by each teacher, ``(R, L, C)``."""
     config, key_RL = bundle.model.config, key_NL[batch.item_R]
-    drawn_RLS = buckets.draw(key_RL, batch.item_R, config.u2t_samples, torch.Generator().manual_seed(seed))
+    drawn_RLS = buckets.draw(key_RL, config.u2t_samples, torch.Generator().manual_seed(seed))
     means = {
         "batch_mean": u2t.batch_mean(key_RL, batch.cross_RC),
         "leave_one_out": u2t.leave_one_out(key_RL, batch.cross_RC, config.u2t_min_bucket),
@@ -115,6 +115,7 @@ def measure(config: Config, bundle: Bundle, requests: RequestTable, store: Cross
     key_NL = u2t.bucket_keys(code_NL, shape.codes, shape.bucket_key)
     buckets = u2t.CatalogueBuckets.of(code_NL, shape.codes, shape.bucket_key)
     order = np.random.default_rng(seed).permutation(len(requests))[:most]
+    chance_N = popular_chances(store, spec, int(requests.ts_B.min()))
     seen: dict[str, list[Floats]] = {name: [] for name in ("own", "exact", *TEACHERS)}
     label: list[Floats] = []
     source: list[Ints] = []
@@ -128,6 +129,8 @@ def measure(config: Config, bundle: Bundle, requests: RequestTable, store: Cross
             keep_rate=float(bundle.info["keep_rate"]),
             random_negatives=config.train.random_negatives,
             history_negatives=config.train.history_negatives,
+            popular_negatives=config.train.popular_negatives,
+            chance_N=chance_N,
             rng=np.random.default_rng([seed, step]),
             open_positives=shape.open_positives,
         )
@@ -211,8 +214,9 @@ def main() -> None:
     found = measure(config, bundle, requests, store, most=args.requests)
     found = {"date": day.isoformat(), "dataset": config.dataset.name, "days": [d.isoformat() for d in days], **found}
     args.results.mkdir(parents=True, exist_ok=True)
-    write_json(args.results / "negatives.json", finite(found))
-    plot(found).savefig(args.results / "negatives.png", dpi=150)
+    kept = result_name(config, "negatives")
+    write_json(args.results / f"{kept}.json", finite(found))
+    plot(found).savefig(args.results / f"{kept}.png", dpi=150)
     for name, shares in found["own_crosses"].items():
         print(f"{name:18} is the row's own crosses in " + " ".join(f"{share:.3f}" for share in shares))
     for key, of in found["keys"].items():

@@ -3,8 +3,8 @@
     python -m benchmarks.quality [--date 2017-11-15] [--seeds 2017 2018 2019]
 
 Three rankers learn from the examples of the training window and are judged on the evaluation days of the date: DIG, Base (the same
-network, ``model.loss.recall: 0``) and scikit-learn's histogram gradient boosting on crosses, static buckets and user and context
-buckets. Differences of AUC are paired over users and, with several seeds, averaged over seeds. Writes
+network, ``model.loss.recall: 0``) and scikit-learn's histogram gradient boosting on the same fields and crosses, as
+``benchmarks.tabular`` makes columns of them. Differences of AUC are paired over users and, with several seeds, averaged over seeds. Writes
 ``benchmarks/results/quality.json`` and ``quality.png``; the exit status is 1 if a limit is not met.
 """
 
@@ -20,14 +20,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from benchmarks.judging import RESULTS, Floats, Judge, asked, changes_of
+from benchmarks.judging import RESULTS, Floats, Judge, asked, changes_of, result_name
 from benchmarks.judging import trained as train_anew
+from benchmarks.tabular import LEFT_OUT, TreeColumns
 from dig_models.bundle import Bundle
 from dig_models.evaluate.scoring import exposed_rows, rank_rows
-from dig_models.features import SOURCE_EXPOSED
 from dig_models.train.data import RequestTable, request_columns
 from jobs.config import Config
 from jobs.dates import days_between
@@ -35,7 +34,6 @@ from jobs.lake import Lake
 from jobs.runs import write_json
 
 MAX_LOSS_TO_BASE = 0.002
-CATEGORIES = 255  # of a categorical column of the trees; wider fields go in as numbers
 
 
 def trained(config: Config, day: date, kind: str, seed: int, settings: Path | None, sets: Sequence[str]) -> Bundle:
@@ -57,38 +55,18 @@ class Data:
         table: pa.Table = self.lake.read_arrow("examples", days_between(first, last), columns=columns)
         return RequestTable.from_arrow(table, self.spec, self.items)
 
-    def features(self, requests: RequestTable) -> NDArray[np.float32]:
-        """Features of the trees for the exposed rows: model crosses, static buckets and numbers, user and context buckets."""
-        request_R, at_R = requests.rows_of(np.arange(len(requests), dtype=np.int64))
-        exposed = requests.source_R[at_R] == SOURCE_EXPOSED
-        request_R, at_R = request_R[exposed], at_R[exposed]
-        item_R = requests.item_R[at_R]
-        parts: list[NDArray[Any]] = [self.spec.transform(requests.cross_RW[at_R])]
-        parts += [self.items.fields[f.name][item_R, None] for f in self._buckets()]
-        parts += [number[item_R, None] for number in self.items.numbers.values()]
-        parts.append(requests.user_BF[request_R])
-        return np.concatenate([part.astype(np.float32) for part in parts], axis=1)
-
-    def categorical(self) -> list[int]:
-        """Columns of ``features`` that the trees treat as categories: those few enough for them."""
-        sizes = [2**31] * self.spec.cross_width + [f.buckets for f in self._buckets()] + [2**31] * len(self.items.numbers)
-        sizes += [f.buckets for f in (*self.spec.user_fields, *self.spec.context_fields)]
-        return [at for at, size in enumerate(sizes) if size <= CATEGORIES]
-
-    def _buckets(self) -> list[Any]:
-        return [f for f in self.spec.item_fields if f.kind == "categorical"]
-
 
 def trees(config: Config, day: date, data: Data, test: RequestTable, seed: int) -> Floats:
     """Scores of gradient-boosted trees, stopped early on the validation days."""
     window = config.run_window(day)
     fit, validation = data.requests(window.train_first, window.fit_last), data.requests(window.validation_first, window.train_last)
+    columns = TreeColumns.fit(data.spec, data.items, fit)
     model = HistGradientBoostingClassifier(
-        max_iter=400, learning_rate=0.08, max_leaf_nodes=63, l2_regularization=1.0, categorical_features=data.categorical(),
+        max_iter=400, learning_rate=0.08, max_leaf_nodes=63, l2_regularization=1.0, categorical_features=columns.categorical,
         early_stopping=True, n_iter_no_change=15, scoring="roc_auc", random_state=seed,
     )  # fmt: skip
-    model.fit(data.features(fit), exposed_rows(fit).label_R, X_val=data.features(validation), y_val=exposed_rows(validation).label_R)
-    return np.asarray(model.decision_function(data.features(test)), dtype=np.float64)
+    model.fit(columns.of(fit), exposed_rows(fit).label_R, X_val=columns.of(validation), y_val=exposed_rows(validation).label_R)
+    return np.asarray(model.decision_function(columns.of(test)), dtype=np.float64)
 
 
 def compare(config: Config, day: date, seeds: Sequence[int], settings: Path | None, sets: Sequence[str]) -> dict[str, Any]:
@@ -116,6 +94,7 @@ def compare(config: Config, day: date, seeds: Sequence[int], settings: Path | No
         "positives": int(rows.label_R.sum()),
         "users": int(judge.draw_SU.shape[1]),
         "methods": {name: judge.method(of) for name, of in scores.items()},
+        "left_out_of_trees": LEFT_OUT,
         "differences": gaps,
         "limits": {
             "auc_not_more_than_0.002_below_base": gaps["dig_minus_base"]["auc"] >= -MAX_LOSS_TO_BASE,
@@ -159,8 +138,9 @@ def main() -> None:
     config, day = asked(parser, args)
     found = compare(config, day, args.seeds or [config.train.seed], args.config, args.set)
     args.results.mkdir(parents=True, exist_ok=True)
-    write_json(args.results / "quality.json", found)
-    plot(found).savefig(args.results / "quality.png", dpi=150)
+    kept = result_name(config, "quality")
+    write_json(args.results / f"{kept}.json", found)
+    plot(found).savefig(args.results / f"{kept}.png", dpi=150)
     for name, value in (found["methods"] | found["differences"]).items():
         low, high = value["auc_ci"]
         print(f"{name:16} AUC {value['auc']:+.4f} [{low:+.4f}, {high:+.4f}]")

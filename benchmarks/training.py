@@ -31,7 +31,7 @@ from dig_models.crosses import CrossStore
 from dig_models.dig import Dig
 from dig_models.items import ItemTable
 from dig_models.train import optim
-from dig_models.train.data import pair_lookup
+from dig_models.train.data import pair_lookup, popular_chances
 from dig_models.train.distributed import World, process_group
 from dig_models.train.stream import ExampleStream, Prefetcher, row_groups
 from jobs.config import Config, load
@@ -94,6 +94,8 @@ def make_stream(inputs: TrainInputs, items: ItemTable, world: World) -> ExampleS
         keep_rate=config.dataset.sampling.exposed_negative_rate,
         random_negatives=config.train.random_negatives,
         history_negatives=config.train.history_negatives,
+        popular_negatives=config.train.popular_negatives,
+        chance_N=popular_chances(store, spec, inputs.first_second),
         open_positives=config.model.open_positives,
         seed=config.train.seed,
         rank=world.rank,

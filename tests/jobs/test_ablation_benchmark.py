@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from dataclasses import replace
+from datetime import date, timedelta
 from pathlib import Path
 
 import evaluation_world as ew
 import numpy as np
+import pyarrow as pa
 import pytest
-from tiny_shop import write_tiny_place
 
-from benchmarks import ablation, ablation_runs, ablation_table
-from benchmarks.ablation_rows import BASE, DIG, GRID, ROWS, Row, chosen
+from benchmarks import ablation, ablation_runs, ablation_samples, ablation_table
+from benchmarks.ablation_rows import BASE, DIG, GRID, ROWS, TWO_STAGE, Row, chosen
 from benchmarks.ablation_runs import Place, Run, judge, runs_of
 from dig_models.bundle import Bundle, load_bundle
 from dig_models.evaluate import ranking
 from dig_models.evaluate.scoring import exposed_rows, rank_rows
-from dig_models.quantize.known import read_sids
+from dig_models.quantize.known import KnownSids, read_sids
 from jobs import evaluate as evaluate_job
+from jobs.config import Config, ConfigError
 from jobs.dates import days_between
+from jobs.lake import Lake
 from tests.jobs import train_world as tw
 
-NAMES = ("dig", "oracle_u2t", "mlp_u2t", "no_inference_u2t", "resolved")
+NAMES = ("dig", "oracle_u2t", "mlp_u2t", "no_inference_u2t", "sum_log", "resolved")
 
 
 def sets_of(home: Path) -> tuple[str, ...]:
@@ -36,6 +38,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> ew.World:
     home = tmp_path_factory.mktemp("ablation")
     made = ew.build(home, "window.train_days=7", "window.validation_days=2")
     ew.train(made, seed=made.config.train.seed)
+    lake = Lake(made.config.paths.at("lake"))  # what a training of this window would read
+    for of in days_between(made.config.run_window(ew.DAY).train_first - timedelta(days=1), ew.DAY):
+        ew.commit(lake, "item_features", of, made.table.append_column("ds", pa.array([of.isoformat()] * len(made.table))))
+    for table in ("examples", "item_features", "cross_arrays"):
+        tw.stamp(lake, table, made.config.dataset.rows_digest())
     return made
 
 
@@ -71,6 +78,24 @@ def test_figures_are_those_of_the_daily_evaluation(world: ew.World, place: Place
                 assert found == pytest.approx(daily["retrieval"][variant][method][name])
 
 
+def test_on_validation_days_the_same_model_is_judged_by_their_rows_alone(
+    world: ew.World, place: Place, bundle: Bundle, judged: dict[str, dict]
+) -> None:
+    window = world.config.run_window(ew.DAY)
+    requests = world.requests(days_between(window.validation_first, window.train_last))
+    rows = exposed_rows(requests)
+    found = judge(place.config, ew.DAY, bundle, ROWS["dig"], "validation")
+    assert found["rows"] == len(rows.label_R) != judged["dig"]["rows"]
+    assert found["figures"]["rank_auc"] == pytest.approx(
+        ranking.auc(rank_rows(bundle.model, requests, bundle.items), rows.label_R, rows.weight_R)
+    )
+    assert found["requests"] > 0 and found["figures"]["recall@10_all"] != judged["dig"]["figures"]["recall@10_all"]
+    other = replace(place, part="validation")
+    keys = {Run(place=p, row=ROWS["dig"], seed=1).key for p in (place, other)}
+    homes = {Run(place=p, row=ROWS["dig"], seed=1).home for p in (place, other)}
+    assert len(keys) == 2 and len(homes) == 1, "figures of their own by one model"
+
+
 def test_gauc_of_a_replicate_is_that_of_its_users_taken_as_often_as_drawn(
     world: ew.World, place: Place, bundle: Bundle, judged: dict[str, dict]
 ) -> None:
@@ -93,6 +118,10 @@ def test_rows_of_one_model_rank_alike_and_differ_only_in_what_they_change(judged
     paths = {name: judged[name]["figures"]["path_auc"] for name in ("dig", "mlp_u2t", "no_inference_u2t")}
     assert len(set(paths.values())) == 3
     assert judged["resolved"]["sid"]["collision_rate"] <= judged["dig"]["sid"]["collision_rate"]
+    summed, last = judged["sum_log"]["figures"], judged["dig"]["figures"]
+    assert summed["path_auc"] == last["path_auc"] and summed["path_ndcg@10_all"] != last["path_ndcg@10_all"], (
+        "paths alone are scored otherwise"
+    )
 
 
 def records(judged: dict[str, dict], shift: float = 0.0) -> list[dict]:
@@ -102,20 +131,157 @@ def records(judged: dict[str, dict], shift: float = 0.0) -> list[dict]:
     return [one, one | {"seed": 2, "figures": move(one["figures"]), "samples": move(one["samples"])}]
 
 
-def test_the_table_averages_over_seeds_and_pairs_by_user(judged: dict[str, dict]) -> None:
+def slowly_resampled(sample_NS: list[list[float]]) -> list[float]:
+    """Each replicate's mean over the seeds that it drew."""
+    seeds, samples = len(sample_NS), len(sample_NS[0])
+    drawn_SN = np.random.default_rng((2017, 18)).integers(seeds, size=(samples, seeds))
+    return [float(np.mean([sample_NS[n][s] for n in drawn])) for s, drawn in enumerate(drawn_SN)]
+
+
+def test_the_table_averages_over_seeds_and_pairs_by_user_and_seed(judged: dict[str, dict]) -> None:
     found = ablation_table.summary({"dig": records(judged["dig"]), "mlp_u2t": records(judged["mlp_u2t"])}, 0.95)
     auc = judged["dig"]["figures"]["path_auc"]
     shown = found["rows"]["dig"]["figures"]["path_auc"]
     assert shown["mean"] == pytest.approx(auc + 0.05) and shown["spread"] == pytest.approx(0.1 / 2**0.5)
-    assert shown["ci"] == pytest.approx([x + 0.05 for x in np.quantile(judged["dig"]["samples"]["path_auc"], [0.025, 0.975])])
+    assert shown["by_seed"] == pytest.approx([auc, auc + 0.1])
+    samples = [run["samples"]["path_auc"] for run in records(judged["dig"])]
+    assert shown["ci"] == pytest.approx(np.quantile(slowly_resampled(samples), [0.025, 0.975]).tolist())
+    over_users = np.quantile(np.mean(samples, axis=0), [0.025, 0.975])
+    assert shown["ci"][1] - shown["ci"][0] > over_users[1] - over_users[0] + 0.02, "seeds that differ by .1 widen the interval"
     gap = found["rows"]["mlp_u2t"]["differences"]["dig"]
-    assert gap["rank_auc"] == {"mean": 0.0, "ci": [0.0, 0.0]}, "the same ranking, paired, differs by nothing"
+    same = {"mean": 0.0, "ci": [0.0, 0.0], "spread": 0.0, "by_seed": [0.0, 0.0]}
+    assert gap["rank_auc"] == same, "the same ranking, paired, differs by nothing"
     paired = np.array(judged["mlp_u2t"]["samples"]["path_auc"]) - np.array(judged["dig"]["samples"]["path_auc"])
-    assert gap["path_auc"]["ci"] == pytest.approx(np.quantile(paired, [0.025, 0.975]).tolist())
+    assert gap["path_auc"]["ci"] == pytest.approx(np.quantile(paired, [0.025, 0.975]).tolist()), "what both seeds share falls out"
+    assert gap["path_auc"]["spread"] == pytest.approx(0.0, abs=1e-12)
     rows = [ROWS["dig"], ROWS["mlp_u2t"]]
     table = ablation_table.text(found, rows)
     assert "own most frequent" in table and table.count("MLP_u2t at inference") == 3
+    auc_line = f"  path AUC     {gap['path_auc']['mean']:+.4f}"
+    (line,) = (line for line in table.splitlines() if line.startswith(auc_line))
+    assert line.endswith("sd 0.0000  by seed " + " ".join(f"{value:+.4f}" for value in gap["path_auc"]["by_seed"]))
     assert len(ablation_table.plot(found, rows, "title").axes) == len(ablation_table.PLOTTED)
+
+
+def runs_with(*values: float) -> list[dict]:
+    """Runs of one figure whose samples lie closely around each seed's value."""
+    noise = np.random.default_rng(5).normal(0, 0.001, 400)
+    return [{"figures": {"a": v}, "samples": {"a": (v + noise).tolist()}} for v in values]
+
+
+@pytest.mark.parametrize(
+    ("values", "starred"),
+    [
+        ((0.02, 0.03, 0.025), True),
+        ((-0.02, -0.03, -0.025), True),
+        ((0.06, 0.05, -0.02), False),  # users alone would not doubt the mean of .03; one seed does
+        ((0.02,), False),  # one seed says nothing of the others
+        ((0.0002, 0.0003, 0.0002), False),  # within the noise of the users
+    ],
+)
+def test_a_star_needs_an_interval_without_zero_and_one_sign_on_all_seeds(values: tuple[float, ...], starred: bool) -> None:
+    series = ablation_samples.Series.of(runs_with(*values), "a")
+    assert ablation_samples.stands_out(series.told(0.95)) is starred
+    users_alone = np.quantile(series.sample_NS.mean(axis=0), [0.025, 0.975])
+    assert (users_alone[0] > 0 or users_alone[1] < 0) is (abs(np.mean(values)) > 0.01), "what the old interval said"
+
+
+def test_an_interval_over_seeds_that_differ_is_as_wide_as_their_resampled_mean() -> None:
+    rng = np.random.default_rng(1)
+    sample_NS = np.array([[0.0], [1.0], [2.0]]) + rng.normal(0, 1e-6, (3, 4000))
+    drawn = ablation_samples.resampled(sample_NS)
+    share = [np.isclose(drawn, k / 3, atol=1e-3).mean() for k in range(7)]  # 27 draws: 1, 3, 6, 7, 6, 3, 1 of each sum
+    np.testing.assert_allclose(share, np.array([1, 3, 6, 7, 6, 3, 1]) / 27, atol=0.03)
+    np.testing.assert_array_equal(ablation_samples.resampled(sample_NS), drawn)
+
+
+def test_ratios_are_of_means_and_have_each_seeds_own() -> None:
+    one, two = (ablation_samples.Series.of(runs_with(*v), "a") for v in ((0.3, 0.5), (0.1, 0.3)))
+    found = ablation_samples.ratio(one, two, 0.95)
+    assert found["mean"] == pytest.approx(2.0) and found["by_seed"] == pytest.approx([3.0, 5 / 3])
+    assert found["ci"][0] < 5 / 3 * 1.01 and found["ci"][1] > 2.99, "both seeds twice are among the draws"
+    none = ablation_samples.Series.of([{"figures": {"a": 0.0}, "samples": {"a": [0.0] * 400}}] * 2, "a")
+    assert ablation_samples.ratio(one, none, 0.95) == {"mean": None, "ci": [None, None], "by_seed": [None, None]}
+
+
+def row_of(
+    offset: float, seeds: tuple[float, ...], codes: list[float], shared: float, references: dict[str, dict[str, float]] | None = None
+) -> list[dict]:
+    """Runs whose figures are ``offset`` over those of ``FIGURES``, and a seed's value more, with samples closely around them."""
+    noise = np.random.default_rng(3).normal(0, 1e-4, 400)
+
+    def told(of: dict[str, float]) -> dict:
+        return {"figures": of, "samples": {name: (value + noise).tolist() for name, value in of.items()}}
+
+    out = []
+    for seed in seeds:
+        figures = {name: value + offset + seed for name, value in FIGURES.items()} | {"recall@10_new": FIGURES["recall@10_new"] + offset}
+        run = told(figures) | {"seed": seed, "train": {"seconds": 1.0, "tokenizer_seconds": 0.0}}
+        run |= {"sid": {"collision_rate": 0.1, "shared_rate": shared, "codes_used": codes}}
+        run["references"] = {name: told(of) for name, of in (references or {}).items()}
+        out.append(run)
+    return out
+
+
+FIGURES = {"rank_auc": 0.87, "path_auc": 0.85, "recall@10_all": 0.2, "path_recall@10_all": 0.15, "recall@10_new": 0.06}
+
+
+def made(*, base: float, gap: float, two_stage: float, own: float, popular_new: float, codes: list[float], shared: float) -> dict:
+    """A table whose numbers are known."""
+    plain = {"recall@10_all": 0.05, "recall@10_new": popular_new}
+    references = {"popularity": plain, "own_frequency": {"recall@10_all": own, "recall@10_new": 0.01}}
+    seeds = (0.0, 0.001, -0.001)
+    dig = row_of(0.0, seeds, codes, 0.2, references)
+    for run in dig:
+        run["figures"]["path_auc"] = run["figures"]["rank_auc"] - gap
+        run["samples"]["path_auc"] = [x - gap for x in run["samples"]["rank_auc"]]
+    records = {
+        "base": row_of(-base, seeds, codes, 0.2),
+        "dig": dig,
+        "rqvae": row_of(two_stage - 0.2, seeds, codes, 0.2),
+        "rkmeans": row_of(two_stage - 0.22, seeds, codes, 0.2),
+        "resolved": row_of(-0.002, seeds, codes, shared),
+    }
+    return ablation_table.summary(records, 0.95)
+
+
+def test_what_was_aimed_at_is_told_with_its_interval_and_whether_it_is_reached() -> None:
+    good = made(base=0.006, gap=0.02, two_stage=0.1, own=0.18, popular_new=0.02, codes=[1.0, 0.95], shared=0.004)
+    bad = made(base=-0.002, gap=0.04, two_stage=0.19, own=0.2005, popular_new=0.05, codes=[1.0, 0.8], shared=0.02)
+
+    def owed(found: dict) -> list[bool]:
+        return [v["reached"] for v in found["verdicts"] if not v["aim"] and v["limit"] is not None]
+
+    assert owed(good) == [True] * 8 and owed(bad) == [False] * 8
+    assert [v["reached"] for v in good["verdicts"] if v["aim"]] == [True, False, False, True], "+.005 but not +.0177; 2x, by path score 3x"
+    assert json.loads(json.dumps(good["verdicts"])) == json.loads(json.dumps(good))["verdicts"]
+    lines = ablation_table.text(good, [ROWS["base"], ROWS["dig"]]).partition("Numbers aimed at")[2].splitlines()
+    base = "ranking AUC less Base's: +0.0060 [+0.0060, +0.0060] (by seed +0.0060, +0.0060, +0.0060), "
+    assert base + "lower end of the interval above -0.0010: reached" in lines
+    assert base + "at least +0.0177: aim NOT reached" in lines
+    assert (
+        "share of codes used, of the level that uses fewest, worst seed: 95.0% (by seed 95.0%, 95.0%, 95.0%), above 90.0%: reached" in lines
+    )
+    (best,) = (v for v in good["verdicts"] if "re-ranked" in v["what"] and v["limit"] == 1.5)
+    assert "rqvae" in best["what"] and best["value"] == pytest.approx(2.0), "the best two-stage row is compared with"
+    (cost,) = (v for v in good["verdicts"] if v["what"] == "recall@10 after resolution less before, re-ranked")
+    assert cost["value"] == pytest.approx(-0.002) and cost["reached"] is None, "a cost is shown without a limit"
+
+
+def test_a_mean_above_the_limit_is_not_reached_where_the_interval_is_asked_for() -> None:
+    found = made(base=0.0, gap=0.02, two_stage=0.1, own=0.1995, popular_new=0.02, codes=[1.0], shared=0.0)
+    (own,) = (v for v in found["verdicts"] if "own most frequent" in v["what"])
+    assert own["value"] > 0 and own["ci"][0] < 0 and own["reached"] is False, "one of three seeds lies below"
+
+
+def test_fewer_seeds_than_asked_for_are_told() -> None:
+    records = {name: row_of(0.0, (0.0,), [1.0], 0.1, {"popularity": FIGURES, "own_frequency": FIGURES}) for name in ("base", "dig")}
+    lines = ablation_table.text(ablation_table.summary(records, 0.95), [ROWS["base"], ROWS["dig"]]).splitlines()
+    assert "Numbers aimed at on The Complete Journey, with 3 seeds; these are of 1, so nothing is shown by them" in lines
+
+
+def test_rows_that_are_not_there_have_no_verdict() -> None:
+    assert ablation_table.summary({"base": row_of(0.0, (0.0,), [1.0], 0.1)}, 0.95)["verdicts"] == []
 
 
 def test_a_figure_that_some_seed_has_not_is_left_out(judged: dict[str, dict]) -> None:
@@ -154,6 +320,28 @@ def test_what_is_there_is_not_done_again_and_the_seed_the_date_and_every_setting
     assert Run(place=other, row=ROWS["dig"], seed=1).key not in keys
 
 
+def test_rows_of_one_model_share_its_training_and_not_their_figures(place: Place) -> None:
+    runs = {name: Run(place=place, row=ROWS[name], seed=1) for name in ("dig", "sum_log", "published_u2t", "history_negatives_0")}
+    assert runs["sum_log"].home == runs["dig"].home and len({run.key for run in runs.values()}) == len(runs)
+    published = runs["published_u2t"].config.model
+    assert (published.u2t_teacher, published.u2t_inference, published.u2t_mix) == ("batch_mean", "mlp", 1.0)
+    assert [runs[name].config.train.history_negatives for name in ("dig", "history_negatives_0")] == [10, 0]
+    summed = replace(place, sets=(*place.sets, "model.path_score=sum_log"))
+    one, other = (Run(place=summed, row=ROWS[name], seed=1).key for name in ("dig", "sum_log"))
+    assert one == other, "what is in force already is no other row"
+
+
+def test_exact_means_of_a_model_whose_buckets_are_no_prefixes_are_refused(place: Place) -> None:
+    by_token = replace(place, sets=(*place.sets, "model.bucket_key=token", "model.u2t_inference=mlp"))
+    assert Run(place=by_token, row=ROWS["dig"], seed=1).u2t == Run(place=place, row=ROWS["token_buckets"], seed=1).u2t == "mlp"
+    with pytest.raises(
+        ConfigError, match=r"row oracle_u2t: exact u2t is the mean over the items of a prefix, and model.bucket_key is token"
+    ):
+        _ = Run(place=by_token, row=ROWS["oracle_u2t"], seed=1).key
+    with pytest.raises(ConfigError, match=r"model: bucket_key token with u2t_inference exact: .*expected u2t_inference mlp"):
+        _ = Run(place=replace(place, sets=(*place.sets, "model.bucket_key=token")), row=ROWS["dig"], seed=1).key
+
+
 def test_rows_are_chosen_by_name_with_what_they_are_compared_with() -> None:
     assert [row.name for row in chosen(["gumbel_sdud", "dig"])] == [BASE, DIG, "gumbel_sdud"]
     assert chosen([]) == list(GRID)
@@ -175,6 +363,10 @@ def test_runs_of_different_rows_are_not_put_into_one_table(place: Place, judged:
     table = ablation.report(place, [ROWS["dig"]], {"dig": [whole[0], whole[1] | {"code": "b"}]}, tmp_path, "x")
     assert "made by 2 versions of the code" in table and (tmp_path / "x.txt").read_text() == table
     assert {p.name for p in tmp_path.iterdir()} == {"x.json", "x.txt", "x.png"}
+    assert table.startswith("complete_journey, 2017-11-15, evaluation days 2017-11-09 to 2017-11-15, ")
+    other = ablation.report(replace(place, part="validation"), [ROWS["dig"]], {"dig": whole}, tmp_path, "y")
+    assert other.startswith("complete_journey, 2017-11-15, validation days 2017-11-07 to 2017-11-08, ")
+    assert json.loads((tmp_path / "y.json").read_text())["judged_on"] == {"part": "validation", "days": ["2017-11-07", "2017-11-08"]}
 
 
 def test_sids_made_beforehand_come_from_the_items_of_the_window_for_every_item_known(tmp_path: Path) -> None:
@@ -185,51 +377,50 @@ def test_sids_made_beforehand_come_from_the_items_of_the_window_for_every_item_k
         given, seconds = Run(place=place, row=ROWS[name], seed=1)._with_sids()
         path = Path(given[-1].removeprefix("train.given_sids="))
         assert len(read_sids(path, levels=3, codes=6)) == ew.ITEMS and seconds > 0
+    shared, apart = (sids_made(place, name) for name in ("rkmeans", "rkmeans_resolved"))
+    assert len(np.unique(apart.code_XL, axis=0)) > len(np.unique(shared.code_XL, axis=0))
+    assert np.array_equal(apart.code_XL[:, :-1], shared.code_XL[:, :-1]), "collisions are resolved in the last code alone"
     plain = Run(place=place, row=Row(name="dig", label=""), seed=1)
     assert plain._with_sids() == (plain.sets, 0.0)
 
 
-@pytest.mark.slow
-def test_the_whole_thing_from_nothing_and_again(tmp_path: Path) -> None:
-    tw.build(tmp_path)
-    sets = [f"paths.home={tmp_path}", "evaluate.bootstrap=20", *(f"model.{k}={v}" for k, v in ew.SMALL.items()), *tw.SETS]
-    command = [sys.executable, "-m", "benchmarks.ablation", "--date", str(tw.DAY), "--seeds", "1", "--results", str(tmp_path / "results")]
-    command += ["--rows", "rqvae", "mlp_u2t", *(part for one in sets for part in ("--set", one))]
-    first = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "two-stage: RQ-VAE SIDs" in first.stdout and "Base: the ranker alone" in first.stdout
-    found = json.loads((tmp_path / "results" / "ablation.json").read_text())
-    assert set(found["rows"]) == {"base", "dig", "rqvae", "mlp_u2t"} and found["ratios"]["rqvae"]
-    again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert again.stdout == first.stdout and again.stderr.count("there already") == 4
+def sids_made(place: Place, row: str) -> KnownSids:
+    """What a row's training is given."""
+    given, _ = Run(place=place, row=ROWS[row], seed=1)._with_sids()
+    return read_sids(Path(given[-1].removeprefix("train.given_sids=")), levels=3, codes=6)
 
 
-@pytest.mark.slow
-def test_what_the_lake_lacks_is_built_from_the_raw_tables_if_asked_for(tmp_path: Path, tiny_data: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.ablation", "--seeds", "1", "--rows", "dig", "--results", str(tmp_path / "results")]
-    command += ["--config", str(write_tiny_place(tmp_path, tiny_data))]
-    subprocess.run([*command, "--features"], check=True)
-    found = json.loads((tmp_path / "results" / "ablation.json").read_text())
-    assert set(found["rows"]) == {"base", "dig"} and found["judged"]["requests"] > 0
-    again = subprocess.run([*command, "--features"], capture_output=True, text=True, check=True)
-    assert "everything was up to date" in again.stderr and again.stderr.count("there already") == 2
+def upset(config: Config, days: list[date]) -> None:
+    """Commit examples of days again with every label turned."""
+    lake = Lake(config.paths.at("lake"))
+    for day in days:
+        table = lake.read_arrow("examples", [day])
+        turned = [[1 - one for one in labels] for labels in table.column("label").to_pylist()]
+        at = table.column_names.index("label")
+        ew.commit(lake, "examples", day, table.set_column(at, "label", pa.array(turned, pa.list_(pa.int8()))))
+    tw.stamp(lake, "examples", config.dataset.rows_digest())
 
 
-@pytest.mark.slow
-def test_features_that_cannot_be_built_end_the_run(tmp_path: Path, tiny_data: Path) -> None:
-    conf = write_tiny_place(tmp_path, tiny_data)
-    command = [sys.executable, "-m", "benchmarks.ablation", "--features", "--config", str(conf), "--results", str(tmp_path / "results")]
-    ended = subprocess.run(
-        [*command, "--set", f"dataset.source.users.path={tmp_path}/none.csv"], capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 2 and "the features were not built" in ended.stderr and "none.csv" in ended.stderr
-    assert "Traceback" not in ended.stderr and not (tmp_path / "results").exists()
+def test_co_occurrence_is_that_of_the_days_that_move_weights(tmp_path: Path) -> None:
+    config = tw.build(tmp_path)
+    sets = (f"paths.home={tmp_path}", *(f"model.{k}={v}" for k, v in ew.SMALL.items()), *tw.SETS)
+    place = Place(config=config, day=tw.DAY, settings=None, sets=sets, home=tmp_path / "ablation")
+    window, names = config.run_window(tw.DAY), ("rkmeans_cooc", "rqvae_cooc")
+    before = {name: sids_made(place, name).code_XL for name in names}
+    assert not np.array_equal(before["rkmeans_cooc"], sids_made(place, "rkmeans").code_XL)
+
+    upset(config, days_between(window.validation_first, window.eval_last))
+    for name in names:
+        np.testing.assert_array_equal(sids_made(place, name).code_XL, before[name])
+    upset(config, [window.fit_last])
+    for name in names:
+        assert not np.array_equal(sids_made(place, name).code_XL, before[name]), "else the test could not see a leak"
 
 
-@pytest.mark.slow
-def test_a_training_that_fails_ends_the_run_with_the_place_of_its_log(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.ablation", "--date", str(tw.DAY), "--seeds", "1", "--results", str(tmp_path / "results")]
-    ended = subprocess.run([*command, "--set", f"paths.home={tmp_path}"], capture_output=True, text=True, check=False)
-    assert ended.returncode == 2 and "its train.log under" in ended.stderr and "Traceback" not in ended.stderr
-    (log,) = tmp_path.rglob("train.log")
-    assert "table examples" in log.read_text()
-    assert not list(tmp_path.rglob("runs/*.json")) and not (tmp_path / "results").exists()
+def test_two_stage_rows_know_their_vectors_and_keep_the_names_that_older_runs_have(place: Place) -> None:
+    assert {"rqvae", "rkmeans", "rqvae_cooc", "rkmeans_cooc", "rqvae_resolved", "rkmeans_cooc_resolved"} <= set(TWO_STAGE)
+    keys = {Run(place=place, row=ROWS[name], seed=1).key for name in TWO_STAGE}
+    assert len(keys) == len(TWO_STAGE) == 8
+    for name in TWO_STAGE:
+        row = ROWS[name]
+        assert row.model == name and (row.content == "co_occurrence") == ("_cooc" in name) and row.resolve == name.endswith("_resolved")

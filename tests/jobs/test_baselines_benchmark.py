@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,14 +15,28 @@ import pytest
 import torch
 
 from benchmarks import baselines as bl
-from benchmarks.baseline_fit import Days, SasRecRetriever, TowerRetriever, oldest_first, ranker, with_positives
+from benchmarks.baseline_fit import (
+    Curve,
+    Days,
+    SasRecRetriever,
+    TowerRetriever,
+    best_epoch,
+    bought_alone,
+    logistic,
+    oldest_first,
+    ranker,
+    with_positives,
+)
 from benchmarks.baseline_models import SasRec
 from benchmarks.judging import Judged
+from benchmarks.tabular import linear
+from dig_models.batch import Batch
 from dig_models.bundle import load_bundle
 from dig_models.config import TrainConfig
 from dig_models.evaluate import ranking
 from dig_models.evaluate.lists import recommend_all
 from dig_models.evaluate.scoring import exposed_rows
+from dig_models.train import optim
 from jobs.dates import days_between
 
 TRAIN = TrainConfig(requests_per_batch=8, random_negatives=8, lr=5e-3)
@@ -47,17 +63,88 @@ def days(world: ew.World, judged: Judged) -> Days:
     )]  # fmt: skip
     return Days(
         spec=judged.bundle.spec, items=judged.bundle.items, store=judged.store, fit=before[0], validation=before[1],
-        train=TRAIN, keep_rate=1.0, seed=3, epochs=2,
+        train=TRAIN, keep_rate=1.0, seed=3, epochs=2, cap=4, patience=2,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["din", "dcn"])
 def test_a_ranker_ranks_and_gives_the_same_scores_again(kind: str, days: Days, judged: Judged) -> None:
-    score_R = ranker(kind, days, judged.requests)  # type: ignore[arg-type]
+    score_R, curve = ranker(kind, days, judged.requests)  # type: ignore[arg-type]
     rows = exposed_rows(judged.requests)
     assert score_R.shape == rows.label_R.shape
     assert ranking.auc(score_R, rows.label_R) > 0.6  # favourites are bought again
-    np.testing.assert_array_equal(score_R, ranker(kind, days, judged.requests))  # type: ignore[arg-type]
+    again_R, curve_again = ranker(kind, days, judged.requests)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(score_R, again_R)
+    assert curve == curve_again and len(curve.figures) == days.epochs == curve.cap
+
+
+def planned(days: Days, figures: list[float], *, patient: bool) -> tuple[Curve, float, list[list[float]]]:
+    """A one-weight model whose judge says ``figures``: the curve, the epoch that its weight was kept from, and the rates by epoch."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    optimizer: list[torch.optim.Optimizer] = []
+    weights: list[float] = []
+    rates: list[list[float]] = []
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        rates.append([])
+        for _ in range(3):
+            yield batch
+
+    def loss(batch: Batch) -> torch.Tensor:
+        rates[-1].append(optimizer[0].param_groups[0]["lr"])
+        return model(torch.ones(1, 1)).square().sum()
+
+    def judge() -> float:
+        weights.append(float(model.weight.detach()))
+        return figures[len(weights) - 1]
+
+    batch = next(days.batches(days.fit, np.arange(1), 1))
+    build = optim.build
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optim, "build", lambda *asked: optimizer.append(build(*asked)) or optimizer[0])
+        curve = best_epoch(model, days, batches, 3, loss, judge, patient=patient)
+    return curve, weights.index(float(model.weight.detach())) + 1, rates
+
+
+def test_a_patient_training_ends_when_nothing_is_gained_and_keeps_its_best_epoch(days: Days) -> None:
+    asked = replace(days, cap=30, patience=6)
+    curve, kept, rates = planned(asked, [0.1, 0.3, 0.4, *[0.2] * 27], patient=True)
+    assert curve.chosen == kept == 3 and len(curve.figures) == 9 and not curve.last_won
+    assert curve.row() == {"chosen": 3, "taken": 9, "cap": 30, "last_won": False, "curve": [0.1, 0.3, 0.4, *[0.2] * 6]}
+    high = TRAIN.lr
+    assert rates[0] == pytest.approx([high / 3, high * 2 / 3, high])  # the first epoch warms up
+    assert rates[1:6] == [[high] * 3] * 5, "then the rate stays, however many epochs there may be"
+    assert rates[6] == pytest.approx([0.3 * high] * 3), "until gains stop"
+
+
+def test_a_training_whose_last_epoch_allowed_is_its_best_says_so(days: Days) -> None:
+    curve, kept, _ = planned(replace(days, cap=4, patience=2), [0.1, 0.2, 0.15, 0.3], patient=True)
+    assert curve.last_won and curve.chosen == kept == 4
+    curve, kept, rates = planned(replace(days, epochs=3), [0.1, 0.3, 0.2], patient=False)
+    assert not curve.last_won and curve.chosen == kept == 2 and len(rates) == 3
+    assert rates[2][-1] < 0.2 * rates[1][0], "half a cosine over all epochs"
+    with pytest.raises(ValueError, match="validation after epoch 1: nan found"):
+        planned(days, [float("nan")] * 9, patient=True)
+
+
+@pytest.mark.parametrize("kind", [TowerRetriever, SasRecRetriever])
+def test_a_retriever_learns_from_what_was_bought_alone(kind: type[TowerRetriever] | type[SasRecRetriever], days: Days) -> None:
+    alone = bought_alone(days.fit)
+    assert 0 < len(alone.item_R) < len(days.fit.item_R) and (alone.label_R > 0).all() and len(alone) == len(days.fit)
+    for b in range(len(alone)):
+        rows = slice(days.fit.row_start[b], days.fit.row_start[b + 1])
+        bought = days.fit.item_R[rows][days.fit.label_R[rows] > 0]
+        np.testing.assert_array_equal(alone.item_R[alone.row_start[b] : alone.row_start[b + 1]], bought)
+    one, other = kind(days), kind(replace(days, fit=alone))
+    assert one.curve == other.curve and 1 <= len(one.curve.figures) <= days.cap
+    assert one.curve.figures[one.curve.chosen - 1] == max(one.curve.figures)
+
+
+def test_logistic_regression_ranks_by_all_fields(days: Days, judged: Judged) -> None:
+    fit, test = linear(days.spec, days.items, days.fit, judged.requests)
+    score_R = logistic(fit, exposed_rows(days.fit).label_R, test, 0)
+    rows = exposed_rows(judged.requests)
+    assert score_R.shape == rows.label_R.shape and ranking.auc(score_R, rows.label_R) > 0.6
 
 
 @pytest.mark.parametrize("kind", [TowerRetriever, SasRecRetriever])
@@ -98,13 +185,13 @@ def test_the_state_of_a_sequence_depends_on_its_events_alone(days: Days) -> None
 
 
 def test_plain_methods_give_the_lists_of_the_evaluation(world: ew.World, judged: Judged) -> None:
-    asked = bl.World(config=world.config, day=ew.DAY, judged=judged, epochs=1, settings=(None, ()))
+    asked = bl.World(config=world.config, day=ew.DAY, judged=judged, epochs=1, cap=2, patience=1, settings=(None, ()))
     from dig_models.evaluate.lists import Contender, Search
 
     contender = Contender(name="dig", retriever=judged.retriever, search=Search(beam=5, rerank=20, u2t="exact", path_score="last"))
     lists, _ = recommend_all([contender], judged.requests, judged.index_Q, k=10)
     for method, name in (("popularity", "popularity"), ("own", "own_frequency")):
-        found = bl.METHODS[method](asked, 0)
+        found = bl.METHODS[method](asked, 0).arrays
         for variant in ("all", "new"):
             np.testing.assert_array_equal(found[variant], lists[variant][name])
         assert found["score_R"].shape == exposed_rows(judged.requests).label_R.shape
@@ -113,7 +200,7 @@ def test_plain_methods_give_the_lists_of_the_evaluation(world: ew.World, judged:
 def test_runs_are_kept_taken_up_again_and_compared_by_user(world: ew.World, judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = load_bundle(Path(world.config.paths.at("checkpoints")) / ew.DAY.isoformat() / "bundle")
     monkeypatch.setattr(bl.World, "bundle", lambda self, kind, seed: bundle)  # training it is another test's matter
-    asked = bl.World(config=world.config, day=ew.DAY, judged=judged, epochs=1, settings=(None, ()))
+    asked = bl.World(config=world.config, day=ew.DAY, judged=judged, epochs=1, cap=2, patience=1, settings=(None, ()))
     told: list[str] = []
     found = bl.compare(asked, ["dig", "base", "popularity", "own"], [1, 2], told.append)
     assert len(told) == 6  # two seeds of two methods, and two methods without chance
@@ -124,16 +211,43 @@ def test_runs_are_kept_taken_up_again_and_compared_by_user(world: ew.World, judg
     gap = found["methods"]["dig"]["all.recall@10"]["mean"] - found["methods"]["popularity"]["all.recall@10"]["mean"]
     assert low <= gap <= high
 
-    def never(world: bl.World, seed: int) -> bl.Arrays:
+    def never(world: bl.World, seed: int) -> bl.Made:
         raise AssertionError("a finished run was made again")
 
     monkeypatch.setattr(bl, "METHODS", dict.fromkeys(bl.METHODS, never))
     assert bl.compare(asked, ["dig", "base", "popularity", "own"], [1, 2], told.append) == found
     assert "| popularity | 1 |" in bl.table(found)
     assert bl.plot(found).axes
-    changed = bl.World(config=world.config, day=ew.DAY, judged=judged, epochs=2, settings=(None, ()))
+    changed = bl.World(config=world.config, day=ew.DAY, judged=judged, epochs=2, cap=2, patience=1, settings=(None, ()))
     with pytest.raises(AssertionError, match="made again"):
         bl.run_one(changed, "own", 1)
+
+
+def test_runs_on_validation_days_are_kept_beside_the_others(world: ew.World, judged: Judged) -> None:
+    parts = {"evaluation": judged, "validation": Judged.open(world.config, ew.DAY, 40, part="validation")}
+    lengths = {}
+    for part, of in [*parts.items(), *parts.items()]:
+        asked = bl.World(config=world.config, day=ew.DAY, judged=of, epochs=9, cap=2, patience=1, settings=(None, ()))
+        arrays, _ = bl.run_one(asked, "own", 5)
+        assert lengths.setdefault(part, len(arrays["score_R"])) == len(arrays["score_R"]) == len(exposed_rows(of.requests).label_R)
+    assert lengths["evaluation"] != lengths["validation"]
+    folder = Path(world.config.paths.home).resolve() / "benchmarks" / "baselines" / ew.DAY.isoformat()
+    keys = {json.loads((at / "own-5.json").read_text())["key"] for at in (folder, folder / "validation")}
+    assert len(keys) == 2, "neither took the other's place"
+
+
+def test_the_file_of_a_run_has_the_curve_and_the_table_says_where_the_last_epoch_won(
+    world: ew.World, judged: Judged, days: Days, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bl.World, "days", lambda self, seed: replace(days, seed=seed, epochs=1, cap=self.cap, patience=self.patience))
+    asked = bl.World(config=world.config, day=ew.DAY, judged=judged, epochs=1, cap=1, patience=1, settings=(None, ()))
+    found = bl.compare(asked, ["own", "sasrec", "din"], [4], lambda text: None)
+    folder = Path(world.config.paths.home).resolve() / "benchmarks" / "baselines" / ew.DAY.isoformat()
+    training = json.loads((folder / "sasrec-4.json").read_text())["training"]
+    assert training == {"chosen": 1, "taken": 1, "cap": 1, "last_won": True, "curve": training["curve"]} and len(training["curve"]) == 1
+    assert [run["training"] for run in found["runs"]][:2] == [None, training]
+    text = bl.table(found, "own")
+    assert "sasrec 4: 1 of 1" in text and "The last epoch allowed was the best of sasrec 4, din 4" in text
 
 
 def test_requests_without_a_purchase_teach_retrievers_nothing(days: Days) -> None:

@@ -52,7 +52,14 @@ def test_recall_is_that_of_the_evaluation(judged: Judged) -> None:
                 np.testing.assert_allclose(value_Q, judged.values(variant, lists[variant][name])[figure])
 
 
-@pytest.mark.parametrize(("program", "options"), [(beam, ["--beams", "2", "--requests", "6"]), (negatives, ["--requests", "10"])])
+@pytest.mark.parametrize(
+    ("program", "options"),
+    [
+        (beam, ["--beams", "2", "--requests", "6"]),
+        (beam, ["--beams", "2", "--requests", "6", "--validation"]),
+        (negatives, ["--requests", "10"]),
+    ],
+)
 def test_the_programs_write_figures_and_plot(
     judged: Judged, program: object, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,6 +70,10 @@ def test_the_programs_write_figures_and_plot(
     monkeypatch.setattr(sys, "argv", ["benchmark", "--date", ew.DAY.isoformat(), "--results", str(tmp_path), *options, *given])
     program.main()  # type: ignore[attr-defined]
     name = program.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
+    name += "-validation" if "--validation" in options else ""
     found = json.loads((tmp_path / f"{name}.json").read_text())
     assert found["date"] == ew.DAY.isoformat()
+    if program is beam:
+        days = ["2017-11-06", "2017-11-08"] if "--validation" in options else ["2017-11-09", "2017-11-15"]
+        assert found["judged_on"]["days"] == days
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000

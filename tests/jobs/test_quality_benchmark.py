@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 
 import evaluation_world as ew
+import numpy as np
 import pytest
 
-from benchmarks import judging, quality
+from benchmarks import judging, quality, tabular
 from dig_models.bundle import load_bundle
 from dig_models.evaluate import ranking
 from dig_models.evaluate.scoring import exposed_rows, rank_rows
 from jobs.config import ConfigError
+from jobs.dates import days_between
+from jobs.entry import JobError
+from jobs.lake import Lake
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +48,69 @@ def test_trees_learn_from_the_training_days(found):
     assert found[0]["methods"]["trees"]["auc"] > 0.7
 
 
-def test_the_trees_see_one_row_for_each_exposed_row(found):
+@pytest.fixture(scope="module")
+def days(found):
+    """Spec, items, and the requests of training, validation and evaluation days."""
     _, world, bundle = found
-    window = world.config.run_window(ew.DAY)
-    data = quality.Data(world.config, bundle)
-    requests = data.requests(window.eval_first, window.eval_last)
-    features = data.features(requests)
-    assert len(features) == len(exposed_rows(requests).label_R)
-    assert max(data.categorical()) < features.shape[1]
-    for column in data.categorical():
-        assert features[:, column].max() < quality.CATEGORIES
+    window, data = world.config.run_window(ew.DAY), quality.Data(world.config, bundle)
+    spans = ((window.train_first, window.fit_last), (window.validation_first, window.train_last), (window.eval_first, window.eval_last))
+    return bundle.spec, bundle.items, *(data.requests(*span) for span in spans)
+
+
+def test_the_trees_see_one_row_for_each_exposed_row(days):
+    spec, items, fit, validation, test = days
+    columns = tabular.TreeColumns.fit(spec, items, fit)
+    for requests in (fit, validation, test):
+        features = columns.of(requests)
+        assert len(features) == len(exposed_rows(requests).label_R)
+        assert max(columns.categorical) < features.shape[1]
+        for column in columns.categorical:
+            assert features[:, column].max() < tabular.CATEGORIES
+    assert np.isfinite(columns.of(test)).all(), "every value was there before the evaluation days"
+    kinds = {field.kind for field, _ in tabular.buckets(spec, items, fit)}
+    assert kinds >= {"categorical", "text"} and len(columns.seen) + len(columns.categorical) == len(list(tabular.buckets(spec, items, fit)))
+
+
+def test_a_share_is_that_of_the_training_rows_of_earlier_days_alone(days):
+    spec, items, fit, _, test = days
+    columns = tabular.TreeColumns.fit(spec, items, fit)
+    place, wide = next((at, of) for at, (f, of) in enumerate(tabular.buckets(spec, items, fit)) if f.name == "item_id")
+    assert place == 0 and place in columns.seen
+    rows, first = exposed_rows(fit), tabular.numbers(spec, items, fit).shape[1]
+    day_R, label_R, item_R = fit.ts_B[rows.request_R] // 86_400, rows.label_R, wide[:, 0]
+    found = columns.of(fit)[:, first : first + 2]
+    for at in (0, len(found) // 2, len(found) - 1):
+        before = day_R < day_R[at]
+        mine = before & (item_R == item_R[at])
+        if not before.any():
+            assert np.isnan(found[at]).all()
+            continue
+        share = (label_R[mine].sum() + tabular.SMOOTHING * label_R[before].mean()) / (mine.sum() + tabular.SMOOTHING)
+        np.testing.assert_allclose(found[at], [share, mine.sum() / before.sum()], rtol=1e-4)
+    turned = replace(fit, label_R=np.where(fit.ts_B[_owner(fit)] // 86_400 == day_R.max(), 1 - fit.label_R, fit.label_R).astype(np.int8))
+    again = tabular.TreeColumns.fit(spec, items, turned)
+    np.testing.assert_array_equal(again.of(fit), columns.of(fit))  # labels of the last day are in no training row
+    assert not np.array_equal(again.of(test), columns.of(test))
+    np.testing.assert_array_equal(columns.of(replace(test, label_R=1 - test.label_R)), columns.of(test))
+
+
+def _owner(requests):
+    return np.repeat(np.arange(len(requests)), np.diff(requests.row_start))
+
+
+def test_logistic_regression_sees_every_bucket_of_every_field(days):
+    spec, items, fit, _, test = days
+    fit_RX, test_RX = tabular.linear(spec, items, fit, test)
+    width = tabular.numbers(spec, items, fit).shape[1]
+    fields = list(tabular.buckets(spec, items, test))
+    assert fit_RX.shape[1] == test_RX.shape[1] == width + sum(field.buckets for field, _ in fields)
+    np.testing.assert_allclose(fit_RX[:, :width].toarray().mean(axis=0), 0, atol=1e-3)
+    at = width
+    for field, bucket_RW in fields:
+        part = test_RX[:, at : at + field.buckets].toarray()
+        at += field.buckets
+        for row in (0, len(part) - 1):
+            assert set(np.flatnonzero(part[row])) == set(bucket_RW[row].tolist()) - {0} and set(part[row]) <= {0.0, 1.0}
 
 
 def test_a_date_of_the_acceptance_period_is_refused_unless_it_is_asked_for(tmp_path):
@@ -63,6 +121,35 @@ def test_a_date_of_the_acceptance_period_is_refused_unless_it_is_asked_for(tmp_p
     assert judging.judged_date(config, first, acceptance=True) == first
     assert judging.judged_date(config, date(2017, 12, 1), acceptance=False) == date(2017, 12, 1)
     assert judging.judged_date(config, None, acceptance=False) == config.dataset.default_date
+
+
+def test_results_of_other_data_sets_have_names_of_their_own(tmp_path):
+    config = ew.settings(tmp_path)
+    assert judging.result_name(config, "quality") == "quality"
+    other = config.model_copy(update={"dataset": config.dataset.model_copy(update={"name": "movielens_100k"})})
+    assert judging.result_name(other, "quality") == "quality-movielens_100k"
+    assert judging.result_name(config, "beam", "validation") == "beam-validation"
+    assert judging.result_name(other, "beam", "validation") == "beam-movielens_100k-validation"
+
+
+def test_validation_days_end_where_evaluation_days_begin_and_acceptance_is_of_the_days_judged(tmp_path):
+    config, day = ew.settings(tmp_path, "dataset.acceptance_from=2017-12-02", "window.eval_days=7"), date(2017, 12, 5)
+    window = config.run_window(day)
+    parts = [judging.judged_days(config, day, part) for part in ("validation", "evaluation")]
+    assert [*parts[0], *parts[1]] == days_between(window.validation_first, window.eval_last) and parts[0][-1] == window.train_last
+    assert judging.facts(config, day, "evaluation")["acceptance"] and not judging.facts(config, day, "validation")["acceptance"]
+    assert judging.facts(config, day, "validation")["judged_on"]["days"] == ["2017-11-26", "2017-11-28"]
+
+
+def test_days_without_a_request_are_refused(tmp_path):
+    world = ew.build(tmp_path)
+    ew.train(world, steps=3)
+    lake, first = Lake(world.config.paths.at("lake")), world.config.run_window(ew.DAY).eval_first
+    empty = ew.examples(world, first).slice(0, 0)
+    for of in judging.judged_days(world.config, ew.DAY, "validation"):
+        ew.commit(lake, "examples", of, empty)
+    with pytest.raises(JobError, match=r"2017-11-06 to 2017-11-08, the validation days of 2017-11-15, hold no request"):
+        judging.Judged.open(world.config, ew.DAY, 5, part="validation")
 
 
 def test_the_figures_are_drawn(found):
