@@ -79,7 +79,8 @@ def spark() -> Iterator[SparkSession]:
 
 def tiny_session_config() -> Config:
     """Settings of the tests' Spark session."""
-    quick = "spark.conf={spark.driver.extraJavaOptions: '-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m'}"  # no query here runs long enough for more
+    # No query here runs long enough for the second compiler, and one level alone would have a small code cache.
+    quick = "spark.conf={spark.driver.extraJavaOptions: '-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m'}"
     return load("conf/local.yaml", ["spark.driver_memory=2g", "spark.shuffle_partitions=2", "spark.master=local[2]", quick])
 
 

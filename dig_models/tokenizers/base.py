@@ -24,6 +24,7 @@ from dig_models.files import replace_text
 from dig_models.items import ItemTable
 from dig_models.tokenizers.co_occurrence import CoOccurrenceVectors
 from dig_models.tokenizers.content import ContentVectors, Floats
+from dig_models.tokenizers.sequences import Sequences
 
 Ints = NDArray[np.int64]
 STATE, SETTINGS = "tokenizer.safetensors", "tokenizer.json"
@@ -50,8 +51,18 @@ class Tokenizer(ABC):
 
     @classmethod
     @abstractmethod
-    def fit(cls, items: ItemTable, spec: FeatureSpec, *, levels: int, codes: int, seed: int, content: ContentVectors | None = None) -> Self:
-        """Learn from a catalogue; the same catalogue and seed give the same codes.
+    def fit(
+        cls,
+        items: ItemTable,
+        spec: FeatureSpec,
+        *,
+        levels: int,
+        codes: int,
+        seed: int,
+        content: ContentVectors | None = None,
+        sequences: Sequences | None = None,
+    ) -> Self:
+        """Learn from a catalogue; the same catalogue, sequences and seed give the same codes.
 
         Args:
             items: the catalogue.
@@ -60,9 +71,10 @@ class Tokenizer(ABC):
             codes: codes of a level.
             seed: of all that is drawn.
             content: what makes vectors of items; by default fitted here, on their fields alone.
+            sequences: what users did with these items, rows of ``items``; a method that reads none ignores them.
 
         Raises:
-            ValueError: the catalogue is too small, or a field does not fit the spec.
+            ValueError: the catalogue is too small, sequences are needed and there are none, or a field does not fit the spec.
         """
 
     @abstractmethod

@@ -15,6 +15,7 @@ from dig_models.items import ItemTable
 from dig_models.quantize.tree import nearest_codes
 from dig_models.tokenizers.base import Ints, Tokenizer, without_unknown
 from dig_models.tokenizers.content import ContentVectors
+from dig_models.tokenizers.sequences import Sequences
 
 Floats = NDArray[np.float32]
 
@@ -38,7 +39,17 @@ class ResidualKMeans(Tokenizer):
         return self.content.of(items)
 
     @classmethod
-    def fit(cls, items: ItemTable, spec: FeatureSpec, *, levels: int, codes: int, seed: int, content: ContentVectors | None = None) -> Self:
+    def fit(
+        cls,
+        items: ItemTable,
+        spec: FeatureSpec,
+        *,
+        levels: int,
+        codes: int,
+        seed: int,
+        content: ContentVectors | None = None,
+        sequences: Sequences | None = None,
+    ) -> Self:
         """See ``Tokenizer.fit``."""
         content = content or ContentVectors.fit(items, spec, seed=seed)
         return cls(content, residual_kmeans(content.of(items)[1:], levels, codes, seed))

@@ -24,6 +24,7 @@ from dig_models.quantize.residual import ResidualQuantizer
 from dig_models.tokenizers.base import Ints, Tokenizer, without_unknown
 from dig_models.tokenizers.content import ContentVectors, Floats
 from dig_models.tokenizers.rkmeans import residual_kmeans
+from dig_models.tokenizers.sequences import Sequences
 
 
 class RqVaeSettings(Strict):
@@ -82,6 +83,7 @@ class RqVae(Tokenizer):
         codes: int,
         seed: int,
         content: ContentVectors | None = None,
+        sequences: Sequences | None = None,
         settings: RqVaeSettings | None = None,
     ) -> Self:
         """See ``Tokenizer.fit``.
@@ -93,6 +95,7 @@ class RqVae(Tokenizer):
             codes: codes of a level.
             seed: of weights and order; the global generator is left as it was.
             content: see ``Tokenizer.fit``.
+            sequences: not read.
             settings: of the autoencoder.
         """
         settings = settings or RqVaeSettings()
