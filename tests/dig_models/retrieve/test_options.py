@@ -111,12 +111,12 @@ def test_of_equal_scores_the_first_are_kept(scores: list[int], keep: int) -> Non
 
 
 def test_prefixes_that_tie_go_by_their_sid(world: World, spec: FeatureSpec) -> None:
-    """A model whose semantic tables are all zero scores every prefix alike once the crosses are masked out."""
+    """A model without a head scores every prefix alike, to the last bit."""
     retriever, requests, _ = world
     model = synthetic.make_model(spec, retriever.items, codes=4)
     with torch.no_grad():
-        model.quantizer.semantic.weight.zero_()
-        model.norm_u2t.weight.zero_()
+        model.mixer.head.weight.zero_()
+        model.mixer.wide.weight.zero_()
     one = Retriever.of(model, spec, retriever.items, retriever.store, codes_NL=retriever.trie.item_codes())
     found = one.retrieve(requests, np.array([1]), k=5, beam=2, rerank=0)
     assert len(set(found.score_GJ[0].tolist())) == 1

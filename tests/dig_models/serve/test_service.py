@@ -28,7 +28,9 @@ def test_every_answer_names_its_source_and_users_come_back_in_the_order_asked(se
     reply = service.retrieve(["u3", "nobody", "u1", "u3"], Search(k=5))
     assert (reply.source.generation, reply.source.model_version) == (made.first, "1")
     assert [(a.user, a.known) for a in reply.answers] == [("u3", True), ("nobody", False), ("u1", True), ("u3", True)]
-    assert reply.answers[0] == reply.answers[3]
+    first, last = reply.answers[0], reply.answers[3]
+    assert ids(first) == ids(last)  # sums of a row may end in another last bit at another place of the batch
+    assert [i.probability for i in first.items] == pytest.approx([i.probability for i in last.items], rel=1e-5)
     assert all(len(set(ids(a))) == 5 for a in reply.answers)
 
 
