@@ -24,6 +24,11 @@ LIVE = ("test_live.py", "test_live_faults.py")
 """They share a live stack, and take longest."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Files that are not part of the project, which some checks read where they are given."""
+    parser.addoption("--reference-sids", default="", help="LETTER's released SIDs of Amazon Beauty, letter_rqvae_index.json")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest."""
     items.sort(key=lambda item: item.path.name not in LIVE)

@@ -12,17 +12,17 @@ a vector of their own, ``D`` width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
-from sklearn.linear_model import Ridge
 
 from dig_models.features import FeatureSpec
 from dig_models.items import ItemTable
-from dig_models.tokenizers.content import WIDTH, ContentVectors, Floats
+from dig_models.tokenizers.content import WIDTH, Floats
+from dig_models.tokenizers.given import GivenVectors, regressed
 
 Ints = NDArray[np.int64]
 MIN_BASKETS = 3
@@ -30,16 +30,10 @@ SMOOTHING = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoOccurrenceVectors(ContentVectors):
-    """Turns items into vectors of what they were bought with.
+class CoOccurrenceVectors(GivenVectors):
+    """Turns items into vectors of what they were bought with; all have one length, those that follow from fields too."""
 
-    Attributes:
-        hash_X: hashes of the items with a vector of their own, ascending.
-        vector_XD: these vectors; ``component_VD`` is for all other items.
-    """
-
-    hash_X: Ints
-    vector_XD: Floats
+    kind: ClassVar[str] = "co_occurrence"
 
     @classmethod
     def of_baskets(
@@ -58,7 +52,6 @@ class CoOccurrenceVectors(ContentVectors):
         Raises:
             ValueError: fewer than three items were bought with another one in ``MIN_BASKETS`` baskets.
         """
-        content = ContentVectors.fit(items, spec, seed=seed, width=width)
         ppmi_NN, basket_N = _ppmi(basket_P[item_P > 0], item_P[item_P > 0], len(items))
         own_X = np.flatnonzero((basket_N >= MIN_BASKETS) & (np.diff(ppmi_NN.indptr) > 0))
         if len(own_X) < 3:
@@ -69,32 +62,16 @@ class CoOccurrenceVectors(ContentVectors):
         svd = TruncatedSVD(n_components=min(width, len(own_X) - 1), random_state=seed)
         vector_XD = svd.fit_transform(ppmi_NN[own_X]) / np.sqrt(np.maximum(svd.singular_values_, 1e-12))
         vector_XD = _one_length(vector_XD)
-        field_XD = content.of(items)[own_X]
-        weight_DD = Ridge(alpha=1.0, fit_intercept=False).fit(field_XD, vector_XD).coef_.T
         order = np.argsort(items.hash_N[own_X], kind="stable")
         return cls(
             spec=spec,
-            component_VD=(content.component_VD @ weight_DD).astype(np.float32),
+            component_VD=regressed(items, spec, own_X, vector_XD, seed=seed, width=width),
             hash_X=items.hash_N[own_X][order],
             vector_XD=vector_XD[order],
         )
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """See ``ContentVectors.arrays``."""
-        return {"component_VD": self.component_VD, "hash_X": self.hash_X, "vector_XD": self.vector_XD}
-
-    def of(self, items: ItemTable) -> Floats:
-        """Vectors ``(N, D)`` float32: an item's own, or what its fields say; of an unknown item zeros.
-
-        Raises:
-            ValueError: fields that the spec does not have, or buckets out of range.
-        """
-        vector_ND = _one_length(super().of(items))
-        at_N = np.minimum(np.searchsorted(self.hash_X, items.hash_N), len(self.hash_X) - 1)
-        own_N = self.hash_X[at_N] == items.hash_N
-        own_N[0] = False
-        vector_ND[own_N] = self.vector_XD[at_N[own_N]]
-        return vector_ND
+    def _of_fields(self, items: ItemTable) -> Floats:
+        return _one_length(super()._of_fields(items))
 
 
 def _ppmi(basket_P: Ints, item_P: Ints, rows: int) -> tuple[sparse.csr_array, Ints]:

@@ -10,7 +10,7 @@ Shape suffixes: ``N`` rows of the item table (row 0 unknown), ``V`` buckets of a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +30,12 @@ class ContentVectors:
     """Turns items into vectors.
 
     Attributes:
+        kind: name of the way, also in settings and files.
         spec: whose item fields are read.
         component_VD: what each bucket adds to a vector, weight included.
     """
+
+    kind: ClassVar[str] = "fields"
 
     spec: FeatureSpec
     component_VD: Floats

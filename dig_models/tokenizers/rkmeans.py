@@ -1,4 +1,10 @@
-"""Residual k-means over content vectors: level by level, what the centres so far leave is clustered again."""
+"""Residual k-means over content vectors: level by level, what the centres so far leave is clustered again.
+
+scikit-learn's ``KMeans`` is the engine. FAISS's was tried beside it, on the sentence vectors of 12,101 products (384 wide) with 256
+codes, one thread: .7 against 2.6 seconds a level, but a mean squared distance of .327 against .321 on the first level and .215 against
+.203 on the third, and 344 SIDs fewer. What makes the difference is the k-means++ start: FAISS given that start is as good, and takes
+as long.
+"""
 
 from __future__ import annotations
 

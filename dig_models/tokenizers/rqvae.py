@@ -1,43 +1,42 @@
-"""RQ-VAE (arXiv 2203.01941) as TIGER uses it for semantic IDs (arXiv 2305.05065).
+"""RQ-VAE (arXiv 2203.01941) as TIGER uses it for semantic IDs (arXiv 2305.05065), with LETTER's regularisers (2405.07314) if asked for.
 
 An autoencoder of content vectors with a residual quantizer in its middle: ``z = Enc(x)``, ``q = sum_l c_{l,s_l}`` by nearest residual
 codes, ``x^ = Dec(z + sg[q - z])``; the loss is ``|x - x^|^2`` (mean) and ``beta sum_l |r_{l-1} - sg[c_{l,s_l}]|^2``. Codes start from
-residual k-means of ``z``, move by averages of their items (arXiv 1711.00937, appendix A.1) and go to a random residual when they have
-been without an item for some steps. No interaction is seen beyond those that the vectors were made of.
+residual k-means of ``z``. They move by averages of their items (``codebook: ema``; arXiv 1711.00937, appendix A.1), or by
+``sum_l |sg[r_{l-1}] - c_{l,s_l}|^2`` in the loss (``gradient``, as published), and go to a random residual when they have been without an
+item for some steps. No interaction is seen beyond those that the vectors, or the vectors to be aligned with, were made of.
 
 Shape suffixes: ``M`` items, ``X`` content width, ``D`` latent width, ``L`` levels, ``K`` codes.
 """
 
 from __future__ import annotations
 
-from typing import Self
+import logging
+from itertools import pairwise
+from typing import Any, Self
 
+import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dig_models.config import Positive, Strict
+from dig_models.evaluate.sid_quality import SidQuality
 from dig_models.features import FeatureSpec
 from dig_models.items import ItemTable
 from dig_models.quantize.residual import ResidualQuantizer
 from dig_models.tokenizers.base import Ints, Tokenizer, without_unknown
+from dig_models.tokenizers.co_occurrence import CoOccurrenceVectors
 from dig_models.tokenizers.content import ContentVectors, Floats
+from dig_models.tokenizers.letter import alignment_loss, code_clusters, diversity_loss
 from dig_models.tokenizers.rkmeans import residual_kmeans
 from dig_models.tokenizers.sequences import Sequences
+from dig_models.tokenizers.settings import PRESETS, RqVaeSettings
 
+__all__ = ["PRESETS", "RqVae", "RqVaeSettings", "collapsed"]
 
-class RqVaeSettings(Strict):
-    """Shape and training of the autoencoder."""
-
-    latent: Positive = Field(32, description="width of the latent that is quantized")
-    hidden: Positive = 128
-    epochs: Positive = 200
-    batch: Positive = 1024
-    lr: float = Field(1e-3, gt=0)
-    beta: float = Field(0.25, ge=0, description="weight of the commitment of latents to their codes")
-    decay: float = Field(0.95, ge=0, lt=1, description="of the moving averages that are the codes")
-    dead_code_steps: Positive = 30
+log = logging.getLogger(__name__)
+COLLAPSED = 0.5
+"""A level that uses no more than this share of its codes has collapsed."""
 
 
 class _Network(nn.Module):
@@ -45,19 +44,16 @@ class _Network(nn.Module):
 
     def __init__(self, width: int, levels: int, codes: int, settings: RqVaeSettings) -> None:
         super().__init__()
-        self.settings = settings
-        self.encoder = nn.Sequential(nn.Linear(width, settings.hidden), nn.SiLU(), nn.Linear(settings.hidden, settings.latent))
-        self.decoder = nn.Sequential(nn.Linear(settings.latent, settings.hidden), nn.SiLU(), nn.Linear(settings.hidden, width))
+        widths = (width, *settings.hidden, settings.latent)
+        self.encoder, self.decoder = _layers(widths, settings.activation), _layers(widths[::-1], settings.activation)
         self.quantizer = ResidualQuantizer(levels, codes, settings.latent, settings.decay, settings.dead_code_steps, coupled=True)
 
-    def forward(self, x_MX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, latents ``(M, D)`` and codes ``(M, L)``."""
-        z_MD = self.encoder(x_MX)
-        code_ML = self.quantizer.assign(z_MD.detach())
-        taken_MLD = self.quantizer.quantized(code_ML)
-        out_MX = self.decoder(z_MD + (taken_MLD.sum(1) - z_MD).detach())
-        commit = (self.quantizer.residuals(z_MD, code_ML) - taken_MLD).square().sum((1, 2)).mean()
-        return F.mse_loss(out_MX, x_MX) + self.settings.beta * commit / self.settings.latent, z_MD.detach(), code_ML
+
+def _layers(widths: tuple[int, ...], activation: str) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU() if activation == "relu" else nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 class RqVae(Tokenizer):
@@ -65,13 +61,21 @@ class RqVae(Tokenizer):
 
     Attributes:
         losses: mean loss of each epoch of the fit; empty for one that was loaded.
+        quality: use of the codes and collisions of the fitted catalogue, level by level; ``None`` for one that was loaded.
     """
 
     kind = "rqvae"
 
-    def __init__(self, content: ContentVectors, network: _Network, losses: tuple[float, ...] = ()) -> None:
+    def __init__(
+        self,
+        content: ContentVectors,
+        network: _Network,
+        settings: RqVaeSettings,
+        losses: tuple[float, ...] = (),
+        quality: SidQuality | None = None,
+    ) -> None:
         super().__init__(content, network.quantizer.levels, network.quantizer.codes)
-        self.network, self.losses = network.eval(), losses
+        self.network, self.settings, self.losses, self.quality = network.eval(), settings, losses, quality
 
     @classmethod
     def fit(
@@ -85,6 +89,7 @@ class RqVae(Tokenizer):
         content: ContentVectors | None = None,
         sequences: Sequences | None = None,
         settings: RqVaeSettings | None = None,
+        collaborative: ContentVectors | None = None,
     ) -> Self:
         """See ``Tokenizer.fit``.
 
@@ -95,17 +100,25 @@ class RqVae(Tokenizer):
             codes: codes of a level.
             seed: of weights and order; the global generator is left as it was.
             content: see ``Tokenizer.fit``.
-            sequences: not read.
+            sequences: read with ``settings.align`` alone, where ``collaborative`` is not given: items that one user did co-occur.
             settings: of the autoencoder.
+            collaborative: vectors to align with, as wide as the latent.
+
+        Raises:
+            ValueError: as ``Tokenizer.fit``; or alignment without vectors, or with vectors of another width than the latent.
         """
         settings = settings or RqVaeSettings()
         content = content or ContentVectors.fit(items, spec, seed=seed)
         x_MX = torch.from_numpy(content.of(items)[1:])
+        aligned_MD = _collaborative(items, spec, settings, sequences, collaborative, seed) if settings.align else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = _Network(x_MX.shape[1], levels, codes, settings)
-            losses = _train(network, x_MX, seed)
-        return cls(content, network, tuple(losses))
+            losses = _Training(network, settings, x_MX, aligned_MD, seed).run()
+        made = cls(content, network, settings, tuple(losses))
+        made.quality = made.report(items)
+        _tell(made.quality)
+        return made
 
     @torch.no_grad()
     def encode(self, items: ItemTable) -> Ints:
@@ -130,41 +143,122 @@ class RqVae(Tokenizer):
         return dict(self.network.state_dict())
 
     @classmethod
-    def from_state(cls, content: ContentVectors, levels: int, codes: int, state: dict[str, Tensor]) -> Self:
+    def from_state(
+        cls, content: ContentVectors, levels: int, codes: int, state: dict[str, Tensor], settings: dict[str, Any] | None = None
+    ) -> Self:
         """See ``Tokenizer.from_state``."""
-        hidden, width = state["encoder.0.weight"].shape
-        network = _Network(width, levels, codes, RqVaeSettings(hidden=hidden, latent=len(state["encoder.2.weight"])))
+        own = RqVaeSettings.model_validate(settings or {})
+        network = _Network(state["encoder.0.weight"].shape[1], levels, codes, own)
         network.load_state_dict(state)
-        return cls(content, network)
+        return cls(content, network, own)
 
 
-def _train(network: _Network, x_MX: Tensor, seed: int) -> list[float]:
-    """Fit the network in place; mean loss of each epoch."""
-    settings, quantizer = network.settings, network.quantizer
-    with torch.no_grad():
-        latent_MD = network.encoder(x_MX)
-    start_LKD = torch.from_numpy(residual_kmeans(latent_MD.numpy(), quantizer.levels, quantizer.codes, seed))
-    quantizer.start(start_LKD, torch.ones(quantizer.levels, quantizer.codes))
-    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=settings.lr)
-    order, losses = torch.Generator().manual_seed(seed), []
-    for _ in range(settings.epochs):
-        each = []
-        for rows in torch.split(torch.randperm(len(x_MX), generator=order), settings.batch):
-            loss, z_MD, code_ML = network(x_MX[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            quantizer.update(z_MD, code_ML)
-            _revive(quantizer, z_MD, code_ML, order)
-            each.append(float(loss.detach()))
-        losses.append(sum(each) / len(each))
-    return losses
+def collapsed(quality: SidQuality) -> tuple[int, ...]:
+    """Levels, from 1, that use no more than half of their codes."""
+    return tuple(level for level, use in enumerate(quality.levels, start=1) if use.used <= COLLAPSED * use.codes)
 
 
-def _revive(quantizer: ResidualQuantizer, z_MD: Tensor, code_ML: Tensor, generator: torch.Generator) -> None:
-    dead_X2 = quantizer.dead()
-    if not len(dead_X2):
-        return
-    item_X = torch.randint(0, len(z_MD), (len(dead_X2),), generator=generator)
-    residual_XLD = quantizer.residuals(z_MD[item_X], code_ML[item_X])
-    quantizer.reset(dead_X2, residual_XLD[torch.arange(len(dead_X2)), dead_X2[:, 0]])
+def _tell(quality: SidQuality) -> None:
+    used = ", ".join(f"{use.used} of {use.codes} (perplexity {use.perplexity:.1f})" for use in quality.levels)
+    log.info("RQ-VAE: codes used by level: %s; collision rate %.3f", used, quality.collision_rate)
+    if levels := collapsed(quality):
+        log.warning("RQ-VAE: level(s) %s use half of their codes or fewer: train longer, or with fewer codes", ", ".join(map(str, levels)))
+
+
+def _collaborative(
+    items: ItemTable,
+    spec: FeatureSpec,
+    settings: RqVaeSettings,
+    sequences: Sequences | None,
+    given: ContentVectors | None,
+    seed: int,
+) -> Tensor:
+    """Vectors to align with, ``(M, D)``."""
+    if given is None:
+        if sequences is None:
+            raise ValueError("settings.align > 0 needs collaborative vectors, or sequences to make them of; found neither")
+        user_P = np.repeat(np.arange(len(sequences)), np.diff(sequences.start))
+        given = CoOccurrenceVectors.of_baskets(items, spec, user_P, sequences.item_P, seed=seed, width=settings.latent)
+    aligned_MD = torch.from_numpy(given.of(items)[1:])
+    if aligned_MD.shape[1] != settings.latent:
+        raise ValueError(f"collaborative vectors of width {aligned_MD.shape[1]}, the latent has {settings.latent}: make them alike")
+    return aligned_MD
+
+
+class _Training:
+    """Fits a network in place."""
+
+    def __init__(self, network: _Network, settings: RqVaeSettings, x_MX: Tensor, aligned_MD: Tensor | None, seed: int) -> None:
+        self.network, self.settings, self.quantizer = network, settings, network.quantizer
+        self.x_MX, self.aligned_MD, self.seed = x_MX, aligned_MD, seed
+        self.generator = torch.Generator().manual_seed(seed)
+        self.cluster_LK: Tensor | None = None
+
+    def run(self) -> list[float]:
+        """Mean loss of each epoch."""
+        settings, losses = self.settings, []
+        batches = self._batches()
+        self._start(batches[0])
+        # Codes that the loss moves: a parameter of the training alone; the quantizer's buffers follow it.
+        self.code_LKD = nn.Parameter(self.quantizer.code_LKD.clone(), requires_grad=settings.codebook == "gradient")
+        parameters = [p for p in [*self.network.parameters(), self.code_LKD] if p.requires_grad]
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(parameters, lr=settings.lr)
+            if settings.optimizer == "adamw"
+            else torch.optim.Adagrad(parameters, lr=settings.lr, initial_accumulator_value=0.1)
+        )
+        for epoch in range(settings.epochs):
+            if settings.diversity:
+                self.cluster_LK = code_clusters(self.code_LKD, settings.clusters, self.seed)
+            each = [self._step(rows) for rows in (batches if epoch == 0 else self._batches())]
+            losses.append(sum(each) / len(each))
+        return losses
+
+    def _batches(self) -> tuple[Tensor, ...]:
+        return torch.split(torch.randperm(len(self.x_MX), generator=self.generator), self.settings.batch)
+
+    @torch.no_grad()
+    def _start(self, first: Tensor) -> None:
+        latent_MD = self.network.encoder(self.x_MX if self.settings.start == "catalogue" else self.x_MX[first])
+        start_LKD = torch.from_numpy(residual_kmeans(latent_MD.numpy(), self.quantizer.levels, self.quantizer.codes, self.seed))
+        self.quantizer.start(start_LKD, torch.ones(self.quantizer.levels, self.quantizer.codes))
+
+    def _step(self, rows: Tensor) -> float:
+        z_MD = self.network.encoder(self.x_MX[rows])
+        code_ML = self.quantizer.assign(z_MD.detach())
+        loss = self._loss(rows, z_MD, code_ML)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self._move(z_MD.detach(), code_ML)
+        return float(loss.detach())
+
+    def _loss(self, rows: Tensor, z_MD: Tensor, code_ML: Tensor) -> Tensor:
+        settings = self.settings
+        taken_MLD, residual_MLD = self.quantizer.quantized(code_ML), self.quantizer.residuals(z_MD, code_ML)
+        through_MD = z_MD + (taken_MLD.sum(1) - z_MD).detach()
+        commit = (residual_MLD - taken_MLD).square().sum((1, 2)).mean() / settings.latent
+        loss = F.mse_loss(self.network.decoder(through_MD), self.x_MX[rows]) + settings.beta * commit
+        if settings.codebook == "gradient":
+            own_MLD = self.code_LKD[torch.arange(self.quantizer.levels), code_ML]
+            loss = loss + (residual_MLD.detach() - own_MLD).square().sum((1, 2)).mean() / settings.latent
+        if self.cluster_LK is not None:
+            loss = loss + settings.diversity * diversity_loss(self.code_LKD, code_ML, self.cluster_LK, self.generator)
+        if self.aligned_MD is not None:
+            loss = loss + settings.align * alignment_loss(through_MD, self.aligned_MD[rows])
+        return loss
+
+    @torch.no_grad()
+    def _move(self, z_MD: Tensor, code_ML: Tensor) -> None:
+        """Codes after a step: averages, or what the optimizer made of them; and dead ones to residuals of this batch."""
+        self.quantizer.update(z_MD, code_ML)
+        if self.settings.codebook == "gradient":
+            self.quantizer.code_LKD.copy_(self.code_LKD)
+            self.quantizer.semantic.weight.copy_(self.code_LKD.flatten(0, 1))
+        dead_X2 = self.quantizer.dead() if self.settings.dead_code_steps else z_MD.new_zeros(0)
+        if not len(dead_X2):
+            return
+        item_X = torch.randint(0, len(z_MD), (len(dead_X2),), generator=self.generator)
+        residual_XLD = self.quantizer.residuals(z_MD[item_X], code_ML[item_X])
+        self.quantizer.reset(dead_X2, residual_XLD[torch.arange(len(dead_X2)), dead_X2[:, 0]])
+        self.code_LKD.copy_(self.quantizer.code_LKD)

@@ -127,4 +127,7 @@ def test_history_overlap_falls_with_depth_and_ignores_padding():
     code = np.array([[0, 0], [0, 0], [0, 1], [2, 2]])  # row 0 is padding, with the codes of row 1
     target, history = np.array([1, 3]), np.array([[2, 0], [0, 0]])
     assert sq.history_overlap(code, target, history) == [0.5, 0.0]
+    crossed = np.array([[9, 9], [0, 1], [2, 1]])
+    assert sq.history_overlap(crossed, np.array([1]), np.array([[2, 0]])) == [0.0, 0.0]
+    assert sq.history_overlap(crossed, np.array([1]), np.array([[2, 0]]), prefix=False) == [0.0, 1.0], "the code alone is shared"
     assert all(np.isnan(sq.history_overlap(code, np.zeros(0, np.int64), np.zeros((0, 2), np.int64))))
