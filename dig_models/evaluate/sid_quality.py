@@ -257,23 +257,24 @@ def embedding_hit_rate(embedding_ND: Floats, neighbour_M: Codes, offsets_N1: Cod
     return float(shares.mean())
 
 
-def history_overlap(code_NL: Codes, target_R: Codes, history_RH: Codes) -> list[float]:
+def history_overlap(code_NL: Codes, target_R: Codes, history_RH: Codes, *, prefix: bool = True) -> list[float]:
     """Share of targets whose prefix up to each level occurs among the prefixes of the user's history (ReSID's diagnostic).
 
     Args:
         code_NL: codes of all item rows.
         target_R: item rows, all real.
         history_RH: item rows of each target's history, 0 = padding.
+        prefix: whole prefixes; off, each level's code alone, whatever comes before it: what aligned codes share across parents.
 
     Returns:
-        L shares, falling with depth; NaN without targets.
+        L shares, those of prefixes falling with depth; NaN without targets.
     """
     if not len(target_R):
         return [float("nan")] * code_NL.shape[1]
-    same_RH = history_RH > 0
+    real_RH = same_RH = history_RH > 0
     out = []
     for level in range(code_NL.shape[1]):
-        same_RH = same_RH & (code_NL[history_RH, level] == code_NL[target_R, level][:, None])
+        same_RH = (same_RH if prefix else real_RH) & (code_NL[history_RH, level] == code_NL[target_R, level][:, None])
         out.append(float(same_RH.any(axis=1).mean()))
     return out
 

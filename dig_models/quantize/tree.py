@@ -91,7 +91,7 @@ def codebooks_of(e_ND: Floats, sid_NL: Ints, codes: int, seed: int) -> CodebookS
     residual = e_ND[has_N].astype(np.float32)
     code_LKD, count_LK = [], []
     for token_M in sid_NL[has_N].T:
-        center_KD = _means(residual, token_M, residual[rng.integers(0, len(residual), codes)])
+        center_KD = means(residual, token_M, residual[rng.integers(0, len(residual), codes)])
         residual = residual - center_KD[token_M]
         code_LKD.append(center_KD)
         count_LK.append(np.bincount(token_M, minlength=codes))
@@ -109,32 +109,32 @@ def nearest_codes(e_ND: Floats, code_LKD: Floats) -> Ints:
     """Nearest residual codes, ``(N, D) -> (N, L)``; the lower number wins a tie."""
     residual, tokens = e_ND, []
     for code_KD in code_LKD:
-        token_N = _distances(residual, code_KD).argmin(1)
+        token_N = distances(residual, code_KD).argmin(1)
         residual = residual - code_KD[token_N]
         tokens.append(token_N)
     return np.stack(tokens, axis=1)
 
 
-def _distances(x_ND: Floats, center_KD: Floats) -> Floats:
-    """Squared distances up to a constant of the row: what an argmin needs."""
+def distances(x_ND: Floats, center_KD: Floats) -> Floats:
+    """Squared distances ``(N, K)`` up to a constant of the row: what an argmin needs."""
     out: Floats = np.square(center_KD).sum(1)[None, :] - 2.0 * (x_ND @ center_KD.T)
     return out
 
 
 def _spread(x_ND: Floats, node_N: Ints, codes: int, rng: np.random.Generator) -> tuple[Floats, Ints]:
     """One level: k-means without limits to find the centres, then with the limits of every node."""
-    center_KD = _seed_centers(x_ND, codes, rng)
+    center_KD = seed_centers(x_ND, codes, rng)
     for _ in range(FREE_ITERATIONS):
-        center_KD = _means(x_ND, _distances(x_ND, center_KD).argmin(1), center_KD)
+        center_KD = means(x_ND, distances(x_ND, center_KD).argmin(1), center_KD)
     size = np.bincount(node_N)
     capacity_N = -(-size // codes)[node_N]
     for _ in range(BALANCED_ITERATIONS):
         token_N = balanced_assignment(x_ND, center_KD, node_N, capacity_N)
-        center_KD = _means(x_ND, token_N, center_KD)
+        center_KD = means(x_ND, token_N, center_KD)
     return center_KD, token_N
 
 
-def _seed_centers(x_ND: Floats, codes: int, rng: np.random.Generator) -> Floats:
+def seed_centers(x_ND: Floats, codes: int, rng: np.random.Generator) -> Floats:
     """k-means++ on at most 64 items a code; where there are fewer distinct items than codes the rest are jittered copies."""
     take = rng.permutation(len(x_ND))[: 64 * codes]
     sample = x_ND[take]
@@ -152,7 +152,7 @@ def _seed_centers(x_ND: Floats, codes: int, rng: np.random.Generator) -> Floats:
     return center
 
 
-def _means(x_ND: Floats, token_N: Ints, center_KD: Floats) -> Floats:
+def means(x_ND: Floats, token_N: Ints, center_KD: Floats) -> Floats:
     """Mean of the items of each token; a token without items keeps its centre."""
     count = np.bincount(token_N, minlength=len(center_KD))
     order = np.argsort(token_N, kind="stable")
@@ -178,7 +178,7 @@ def balanced_assignment(x_ND: Floats, center_KD: Floats, node_N: Ints, capacity_
     """
     codes = len(center_KD)
     # Items compete for a place, so the item's own length counts here.
-    distance_NK = _distances(x_ND, center_KD) + np.square(x_ND).sum(1, keepdims=True)
+    distance_NK = distances(x_ND, center_KD) + np.square(x_ND).sum(1, keepdims=True)
     preference_NK = distance_NK.argsort(1, kind="stable")
     asked = np.zeros(len(x_ND), dtype=np.int64)
     token_N = np.full(len(x_ND), -1, dtype=np.int64)
