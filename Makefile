@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 WITH_JAVA = JAVA_HOME="$$(scripts/ensure_java.sh)"
 
-.PHONY: help setup java retrain up down e2e test check lint types contracts unit integration image-test benchmarks ablation ablation-quick bench-retrieval bench-index bench-serving bench-churn chaos lock clean
+.PHONY: help setup java retrain up down e2e test check lint types contracts unit integration image-test benchmarks ablation ablation-quick bench-retrieval bench-index bench-serving bench-churn bench-tokenizers chaos lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -87,6 +87,9 @@ bench-serving: setup  ## requests a second and latencies with index switches, af
 
 bench-churn: setup  ## share of items that change their SID from day to day; needs the lake up to the last day
 	@$(BIN)/python -m benchmarks.churn $(ARGS)
+
+bench-tokenizers: setup  ## tokenizers behind one generator, beside SASRec: make bench-tokenizers ARGS="--data PATH --datasets beauty"
+	@$(BIN)/python -m benchmarks.tokenizers $(ARGS)
 
 lock:  ## write requirements.lock anew from what the environment holds
 	@{ grep '^#' requirements.lock; $(BIN)/python -m pip freeze --exclude-editable | sed -e 's/+cpu$$//'; } > requirements.lock.new
