@@ -63,8 +63,8 @@ Arrays = dict[str, NDArray[Any]]
 Floats = NDArray[np.float64]
 CODE = (
     *(f"benchmarks.{m}" for m in ("baseline_fit", "baseline_models", "baselines", "judging", "quality", "tabular")),
-    *(f"dig_models.{m}" for m in ("arrays", "batch", "bundle", "cross_files", "crosses", "dig", "evaluate", "features", "items")),
-    *(f"dig_models.{m}" for m in ("losses", "nn", "quantize", "retrieve", "train", "u2t")),
+    *(f"dig_models.{m}" for m in ("affinity", "arrays", "batch", "bundle", "cross_files", "crosses", "dig", "evaluate", "features")),
+    *(f"dig_models.{m}" for m in ("items", "losses", "nn", "quantize", "retrieve", "train", "u2t")),
     *(f"jobs.{m}" for m in ("dataset_config", "dates", "evaluate")),
 )
 """Modules that scores and lists depend on: a change in one of them makes the runs anew."""

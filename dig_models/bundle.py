@@ -2,7 +2,8 @@
 
 ``model.safetensors`` holds every tensor of the state (weights, codebooks, running statistics), ``model.json`` the model config,
 the feature spec, the run's information and the sha256 of the other files, ``items.parquet`` the catalogue with its SIDs,
-``reserved.parquet`` (if there are any) the SIDs of items outside the catalogue that keep theirs when they enter it. No pickle.
+``reserved.parquet`` (if there are any) the SIDs of items outside the catalogue that keep theirs when they enter it,
+``neighbours.safetensors`` (where ``affinity`` is on) the item-to-item matrix of ``dig_models.affinity``. No pickle.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
+from dig_models.affinity import Neighbours, NeighboursError
 from dig_models.config import ModelConfig
 from dig_models.dig import Dig
 from dig_models.faults import reached
@@ -34,6 +36,7 @@ from dig_models.quantize.known import KnownSids
 
 FORMAT = 1
 WEIGHTS, SETTINGS, ITEMS, RESERVED = "model.safetensors", "model.json", "items.parquet", "reserved.parquet"
+NEIGHBOURS = "neighbours.safetensors"
 CODES = "code_NL"
 # Of the items that training has shown the model keeps rows of its catalogue, the file their hashes, whatever catalogue they are in.
 SHOWN_ROWS, SHOWN_BUCKETS, SHOWN_ITEMS = "shown.item_N", "shown.bucket_T", "shown.hash_X"
@@ -89,10 +92,10 @@ def save_bundle(path: str | Path, model: Dig, items: ItemTable, info: dict[str, 
     with naming_full_disk(path):
         _save_weights(path, model)
         pq.write_table(items_to_arrow(items, model.spec, model.code_NL.cpu().numpy()), path / ITEMS)
-        reserve = _save_reserved(path, model.reserved.without(items.hash_N[1:]))
+        more = (*_save_reserved(path, model.reserved.without(items.hash_N[1:])), *_save_neighbours(path, model))
         reached("bundle.items_written")
     sync_tree(path)
-    _save_settings(path, model, info, (WEIGHTS, ITEMS, *reserve))
+    _save_settings(path, model, info, (WEIGHTS, ITEMS, *more))
     return path
 
 
@@ -101,9 +104,9 @@ def save_network(path: Path, model: Dig, info: dict[str, Any], reserved: KnownSi
     path.mkdir(parents=True, exist_ok=True)
     with naming_full_disk(path):
         _save_weights(path, model, without=CODES)
-        reserve = _save_reserved(path, reserved)
+        more = (*_save_reserved(path, reserved), *_save_neighbours(path, model))
     sync_tree(path)
-    _save_settings(path, model, info, (WEIGHTS, *reserve))
+    _save_settings(path, model, info, (WEIGHTS, *more))
 
 
 def _save_weights(path: Path, model: Dig, without: str = "") -> None:
@@ -142,10 +145,39 @@ def _save_reserved(path: Path, sids: KnownSids | None) -> tuple[str, ...]:
     return (RESERVED,)
 
 
+def _save_neighbours(path: Path, model: Dig) -> tuple[str, ...]:
+    """Names of the files that hold them: none where the affinity is off.
+
+    Raises:
+        ValueError: it is on, and the model has none.
+    """
+    (path / NEIGHBOURS).unlink(missing_ok=True)
+    if not model.config.affinity.enabled:
+        return ()
+    if model.neighbours is None:
+        raise ValueError(f"{path}: model.affinity is on, but the model has no neighbours to save: set model.neighbours")
+    model.neighbours.save(path / NEIGHBOURS)
+    return (NEIGHBOURS,)
+
+
+def _take_neighbours(path: Path, model: Dig) -> None:
+    """Read the neighbours where the affinity is on.
+
+    Raises:
+        BundleError: there is no whole file of them.
+    """
+    if not model.config.affinity.enabled:
+        return
+    try:
+        model.neighbours = Neighbours.load(path / NEIGHBOURS)
+    except NeighboursError as error:
+        raise BundleError(str(error)) from None
+
+
 def _save_settings(path: Path, model: Dig, info: dict[str, Any], files: tuple[str, ...]) -> None:
     settings = {
         "format": FORMAT,
-        "model": model.config.model_dump(mode="json"),
+        "model": model.config.stored(),
         "seed": model.seed,
         "spec": model.spec.model_dump(mode="json"),
         "spec_digest": model.spec.digest,
@@ -173,11 +205,12 @@ def load_network(path: Path) -> tuple[Dig, dict[str, Any]]:
         with _Unset():
             model = Dig(ModelConfig.model_validate(settings["model"]), own, seed=int(settings["seed"]))
         _load_weights(path, model, without=CODES, assign=True)
+        _take_neighbours(path, model)
         model.eval()
         return model, dict(settings["info"])
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{path / WEIGHTS}: cannot be read as weights: {str(error).splitlines()[0]}") from None
-    except FeatureSpecMismatch:
+    except (FeatureSpecMismatch, BundleError):
         raise
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
@@ -218,6 +251,7 @@ def load_bundle(path: str | Path, spec: FeatureSpec | None = None) -> Bundle:
         model.reserved = _reserved(path, settings)
         model.set_items(items)
         _load_weights(path, model)
+        _take_neighbours(path, model)
     except (ValidationError, RuntimeError) as error:  # torch: names or shapes of the weights differ
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
         raise BundleMismatch(f"bundle {path}: made by another version of the code, whose model does not fit this one: {reason}") from None

@@ -5,7 +5,7 @@ Every switch of the method (arXiv 2605.14853) is a field here, with the default 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -30,6 +30,17 @@ class LossWeights(Strict):
     )
     recon: float = Field(0.05, ge=0)
     u2t: float = Field(0.02, ge=0)
+
+
+class AffinityConfig(Strict):
+    """A user-to-item cross of what the history says of an item by an item-to-item matrix; see ``dig_models.affinity``."""
+
+    enabled: bool = Field(False, description="whether c_uv has one more column, the affinity of history and item")
+    ridge: float = Field(100.0, gt=0, description="lambda of EASE, on the binary users x items matrix of the days before training")
+    keep: Positive = Field(100, description="strongest positive entries kept an item")
+    max_items: Positive = Field(
+        20_000, description="items above which a training refuses: the fit inverts items x items, 8 N^2 bytes and N^3 operations"
+    )
 
 
 class ModelConfig(Strict):
@@ -95,7 +106,15 @@ class ModelConfig(Strict):
     open_positives: Literal["all", "organic"] = Field(
         "all", description="positives of the open-catalogue source: every purchase, or only those not exposed"
     )
+    affinity: AffinityConfig = AffinityConfig()
     loss: LossWeights = LossWeights()
+
+    def stored(self) -> dict[str, Any]:
+        """As bundles and digests hold it: settings of a part that is off decide nothing and are left out."""
+        held = self.model_dump(mode="json")
+        if not self.affinity.enabled:
+            del held["affinity"]
+        return held
 
 
 class TrainConfig(Strict):

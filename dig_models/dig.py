@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dig_models import losses, u2t
+from dig_models.affinity import Affinity, LastAffinity, Neighbours
 from dig_models.batch import Batch
 from dig_models.config import ModelConfig
 from dig_models.features import SOURCE_EXPOSED, FeatureSpec
@@ -56,6 +57,7 @@ class Dig(nn.Module):
         reset_rows: rows of ``quantizer.semantic.weight`` that the last ``update_codebooks`` reset; their optimizer moments
             should be zeroed (``quantize.residual.zero_moments``).
         reserved: SIDs of items that need not be in the catalogue; one that comes in takes its own.
+        neighbours: which items speak for which, needed where ``config.affinity`` is on; no weight, but part of the model.
     """
 
     code_NL: Tensor
@@ -85,7 +87,7 @@ class Dig(nn.Module):
         sizes = (config.levels, config.codes, dim, config.ema_decay, config.dead_code_steps)
         self.quantizer = ResidualQuantizer(*sizes, coupled=self.coupled)
         self.exploration = GumbelExploration(config) if config.assignment.startswith("gumbel") else None
-        width = spec.cross_width
+        width = spec.cross_width + config.affinity.enabled
         self.norm_user = DomainNorm(dim)
         self.norm_history = DomainNorm(dim)
         self.norm_item = DomainNorm(dim)
@@ -99,8 +101,7 @@ class Dig(nn.Module):
         self.u2t_head = U2tHead(dim, width)
         # Last, so that all else starts as it does without one.
         self.token_encoder = None if config.rank_gradient_to_encoder else ItemEncoder(spec.item_fields, config.encoder_hidden, dim)
-        offsets = [self.user_fields.offset[f.name] for f in users]
-        self.register_buffer("user_offset_F", torch.tensor(offsets, dtype=torch.int64), persistent=False)
+        self.register_buffer("user_offset_F", torch.tensor([self.user_fields.offset[f.name] for f in users]).long(), persistent=False)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("biased", torch.zeros((), dtype=torch.bool))
         self.register_buffer("code_NL", torch.zeros((0, config.levels), dtype=torch.int64))
@@ -110,7 +111,9 @@ class Dig(nn.Module):
         self.known_ND: Tensor | None = None
         self.settled = False
         self.reserved = KnownSids.none(config.levels)
+        self.neighbours: Neighbours | None = None
         self.reset_rows = torch.zeros(0, dtype=torch.int64)
+        self._affinity = LastAffinity()
         self._buckets: CatalogueBuckets | None = None
 
     # ---- catalogue -----------------------------------------------------------------------------------------------
@@ -127,10 +130,13 @@ class Dig(nn.Module):
         code_NL = self.codes_held(items.hash_N)
         self.items, self.known_ND = items, None
         self.shown.enter(items.hash_N)
-        device = self.step.device
-        self.item_index_NJ, self.item_number_NQ = index_NJ.to(device), number_NQ.to(device)
-        self.code_NL = code_NL.to(device)
+        self.item_index_NJ, self.item_number_NQ, self.code_NL = (t.to(self.step.device) for t in (index_NJ, number_NQ, code_NL))
         self._buckets = None
+
+    @property
+    def affinity(self) -> Affinity | None:
+        """Affinity with the rows of the catalogue, the last column of ``c_uv``; None where ``config.affinity`` is off."""
+        return self._affinity.of(self.neighbours, self.items) if self.config.affinity.enabled else None
 
     def codes_held(self, hash_M: NDArray[np.int64]) -> Tensor:
         """Codes that items have by now, ``(M, L)``: in the catalogue, else in reserve; -1 for one that has none."""
@@ -282,8 +288,7 @@ class Dig(nn.Module):
         dead_X2 = self.quantizer.dead()
         if not len(dead_X2):
             return
-        generator = self._generator(rank=0, stream=1)
-        item_X = torch.randint(1, len(self.code_NL), (len(dead_X2),), generator=generator).to(dead_X2.device)
+        item_X = torch.randint(1, len(self.code_NL), (len(dead_X2),), generator=self._generator(rank=0, stream=1)).to(dead_X2.device)
         residual_XLD = self.quantizer.residuals(self.sides(self.encode_items(item_X))[1], self.code_NL[item_X])
         self.quantizer.reset(dead_X2, residual_XLD[torch.arange(len(dead_X2)), dead_X2[:, 0]])
         self.reset_rows = dead_X2[:, 0] * self.config.codes + dead_X2[:, 1]
@@ -464,7 +469,7 @@ class Dig(nn.Module):
         """``u2t_l`` of each row, ``(R, L, C)``, by the teacher that the config names."""
         if self._buckets is None and self.config.u2t_teacher == "catalogue_sample":
             self._buckets = CatalogueBuckets.of(self.code_NL, self.config.codes, self.config.bucket_key)
-        return u2t.taught(self.config, batch, code_RL, lookup, self._buckets, self._generator(rank_here(), stream=2))
+        return u2t.taught(self.config, batch, code_RL, lookup, self._buckets, self._generator(rank_here(), stream=2), self.affinity)
 
     def _masked(self, item_M: Tensor) -> Tensor | None:
         """Which distinct items lose their item-id field in this step; None where no training goes on."""

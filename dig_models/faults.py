@@ -49,6 +49,11 @@ POINTS: dict[str, str] = {
     "checkpoint.renamed": "the new checkpoint has its name",
     "checkpoint.old_renamed": "a checkpoint that is one too many has lost its name; its files are still there",
     "checkpoint.old_removed": "the newest two checkpoints are left",
+    # SIDs that a tokenizer makes before a training.
+    "sids.written": "tokenizer and SIDs are written beside what is there; nothing says that they are whole",
+    "sids.sealed": "the new folder is whole and flushed; CURRENT names the old one",
+    "sids.current": "CURRENT names the new folder; the old one is still there",
+    "sids.old_removed": "only the folder that CURRENT names is left; the run's record is the old one",
     # A bundle, and the end of training.
     "bundle.weights_written": "the weights are written, catalogue and settings are not",
     "bundle.items_written": "weights and catalogue are written, the settings, which make them a bundle, are not",

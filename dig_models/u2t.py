@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dig_models.affinity import Affinity, beside
 from dig_models.batch import Batch
 from dig_models.config import ModelConfig
 from dig_models.quantize.residual import sid_number
@@ -32,10 +33,33 @@ PairLookup = Callable[[Ints, Ints, Ints, Ints], NDArray[np.float32]]
 BucketKey = Literal["prefix", "token"]
 
 
+def looked_up(batch: Batch, request_P: Tensor, item_P: Tensor, lookup: PairLookup, affinity: Affinity | None) -> Tensor:
+    """Model crosses of pairs of a request of the batch and an item row, ``(P, C)``, as ``batch.cross_RC`` has them.
+
+    Args:
+        batch: its requests are meant, whatever rows it has.
+        request_P: requests of the pairs; fastest when those of one are neighbours.
+        item_P: their item rows.
+        lookup: crosses of user, time, offer and item.
+        affinity: the last cross, of history and item, where the model reads it.
+    """
+    keys = (batch.user_hash_B[request_P], batch.ts_B[request_P], batch.offer_B[request_P], item_P)
+    found_PC = lookup(*(k.cpu().numpy() for k in keys))
+    if affinity is not None:
+        found_PC = beside(found_PC, affinity.pairs(batch.history_BH.cpu().numpy(), request_P.cpu().numpy(), item_P.cpu().numpy()))
+    return torch.from_numpy(found_PC).to(batch.cross_RC)
+
+
 def taught(
-    config: ModelConfig, batch: Batch, code_RL: Tensor, lookup: PairLookup, buckets: CatalogueBuckets | None, generator: torch.Generator
+    config: ModelConfig,
+    batch: Batch,
+    code_RL: Tensor,
+    lookup: PairLookup,
+    buckets: CatalogueBuckets | None,
+    generator: torch.Generator,
+    affinity: Affinity | None = None,
 ) -> Tensor:
-    """``u2t_l`` of each row, ``(R, L, C)``, by the teacher that the config names; only ``catalogue_sample`` needs ``buckets``."""
+    """``u2t_l`` of each row, ``(R, L, C)``, by the teacher that the config names; ``catalogue_sample`` alone needs all of this."""
     key_RL = bucket_keys(code_RL, config.codes, config.bucket_key)
     if config.u2t_teacher == "batch_mean":
         return batch_mean(key_RL, batch.cross_RC)
@@ -43,7 +67,7 @@ def taught(
         return leave_one_out(key_RL, batch.cross_RC, config.u2t_min_bucket)
     if config.u2t_teacher == "none" or buckets is None:
         return batch.cross_RC.new_zeros(batch.rows, config.levels, batch.cross_RC.shape[1])
-    return catalogue_sample(buckets.draw(key_RL, config.u2t_samples, generator), batch, lookup)
+    return catalogue_sample(buckets.draw(key_RL, config.u2t_samples, generator), batch, lookup, affinity)
 
 
 def mixed(config: ModelConfig, teacher_RLC: Tensor, predicted_RLC: Tensor, generator: torch.Generator) -> Tensor:
@@ -134,7 +158,7 @@ class CatalogueBuckets:
         return self.order_LN.flatten()[at_LR.unsqueeze(2) + step].transpose(0, 1)
 
 
-def catalogue_sample(drawn_RLS: Tensor, batch: Batch, lookup: PairLookup) -> Tensor:
+def catalogue_sample(drawn_RLS: Tensor, batch: Batch, lookup: PairLookup, affinity: Affinity | None = None) -> Tensor:
     """Mean of ``c_uv`` over drawn items, for each row's own user, time and offer, ``(R, L, S) -> (R, L, C)``.
 
     A pair is looked up once however often it was drawn in its request, and a row's own item not at all.
@@ -147,10 +171,9 @@ def catalogue_sample(drawn_RLS: Tensor, batch: Batch, lookup: PairLookup) -> Ten
     highest = int(flat_X.max()) + 1 if len(flat_X) else 1
     pair_P, at_X = torch.unique((request_X * highest + flat_X)[~own_X], return_inverse=True)
     request_P, item_P = pair_P // highest, pair_P % highest
-    pairs = (batch.user_hash_B[request_P], batch.ts_B[request_P], batch.offer_B[request_P], item_P)
-    found_PC = torch.from_numpy(lookup(*(p.cpu().numpy() for p in pairs))) if len(pair_P) else batch.cross_RC.new_zeros((0, width))
+    found_PC = looked_up(batch, request_P, item_P, lookup, affinity) if len(pair_P) else batch.cross_RC.new_zeros((0, width))
     source_X = torch.empty_like(flat_X)
     source_X[own_X] = torch.arange(rows, device=flat_X.device).repeat_interleave(levels * samples)[own_X]
     source_X[~own_X] = rows + at_X
-    cross_XC = torch.cat([batch.cross_RC, found_PC.to(batch.cross_RC)]).index_select(0, source_X)
+    cross_XC = torch.cat([batch.cross_RC, found_PC]).index_select(0, source_X)
     return cross_XC.view(rows, levels, samples, width).mean(2)

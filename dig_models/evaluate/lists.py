@@ -126,7 +126,7 @@ def _retrieve(
 ) -> dict[Variant, tuple[Rows, Rows]]:
     retriever, search = contender.retriever, contender.search
     side = retriever.users(requests, part)
-    reranker = _Reranker(retriever, side, cross_GNC)
+    reranker = _Reranker(retriever, side, retriever.with_affinity(requests, part, cross_GNC))
     everything = SearchOptions(k=k, beam=search.beam, rerank=search.rerank, u2t=search.u2t, path_score=search.path_score)
     out: dict[Variant, tuple[Rows, Rows]] = {}
     for variant in VARIANTS:

@@ -87,7 +87,7 @@ def rank_rows(model: Dig, requests: RequestTable, items: ItemTable, *, chunk: in
     e_ND, parts = model.encode_catalogue(), [np.zeros(0)]
     for first in range(0, len(requests), chunk):
         index_B = np.arange(first, min(first + chunk, len(requests)), dtype=np.int64)
-        batch = collate(requests, index_B, spec=model.spec, items=items, lookup=_no_lookup, keep_rate=1.0)
+        batch = collate(requests, index_B, spec=model.spec, items=items, lookup=_no_lookup, keep_rate=1.0, affinity=model.affinity)
         exposed = torch.nonzero(batch.source_R == SOURCE_EXPOSED).squeeze(1)
         request_R, item_R = batch.request_R[exposed], batch.item_R[exposed]
         e_RD, domain_R = e_ND.index_select(0, item_R), torch.full_like(request_R, EXPOSED)
@@ -123,7 +123,9 @@ def score_rows(
 
 def _score_chunk(retriever: Retriever, requests: RequestTable, index_B: Ints, leaf_N: Ints, none: bool) -> tuple[Floats, ...]:
     model = retriever.model
-    batch = collate(requests, index_B, spec=retriever.spec, items=retriever.items, lookup=_no_lookup, keep_rate=1.0)
+    batch = collate(
+        requests, index_B, spec=retriever.spec, items=retriever.items, lookup=_no_lookup, keep_rate=1.0, affinity=model.affinity
+    )
     users = model.user_side(batch)
     exposed = torch.nonzero(batch.source_R == SOURCE_EXPOSED).squeeze(1)
     request_R, item_R = batch.request_R[exposed], batch.item_R[exposed]

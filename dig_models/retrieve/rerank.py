@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from dig_models.affinity import beside, prefix_affinity
 from dig_models.dig import Dig
 from dig_models.features import FeatureSpec
 from dig_models.items import ItemTable
@@ -30,7 +31,7 @@ from dig_models.retrieve.options import SearchOptions, U2t
 from dig_models.retrieve.prefix_u2t import ExactU2t, Profiles
 from dig_models.retrieve.scorer import PrefixCrosses, PrefixScorer
 from dig_models.retrieve.trie import Int64, Trie
-from dig_models.train.data import RequestTable, collate
+from dig_models.train.data import RequestTable, collate, histories
 
 Floats = NDArray[np.float32]
 Ready = Callable[[int], None]
@@ -240,18 +241,39 @@ class Retriever:
     def catalogue(self, requests: RequestTable, request: int) -> Floats:
         """Model crosses ``(N, C)`` of one request with every catalogue row."""
         raw_NW = self.store.catalogue(int(requests.user_B[request]), int(requests.ts_B[request]), int(requests.offer_B[request]))
-        return self.spec.transform(raw_NW)
+        return self.with_affinity(requests, np.array([request]), [self.spec.transform(raw_NW)])[0]
+
+    def with_affinity(self, requests: RequestTable, part: Int64, cross_GNC: list[Floats]) -> list[Floats]:
+        """Crosses of some requests with every catalogue row as this model reads them: with the affinity, if it does read it."""
+        affinity_GN = self._affinities(requests, part)
+        return cross_GNC if affinity_GN is None else [beside(*one) for one in zip(cross_GNC, affinity_GN, strict=True)]
+
+    def _affinities(self, requests: RequestTable, part: Int64) -> Floats | None:
+        """Affinity of some requests with every catalogue row, ``(G, N)``; None for a model that does not read it."""
+        affinity = self.model.affinity
+        return None if affinity is None else affinity.catalogue(histories(requests, part, self.spec.history_length)[0])
 
     def pairs(self, requests: RequestTable, request_P: Int64, item_P: Int64) -> Floats:
         """Model crosses ``(P, C)`` of pairs of requests and item rows."""
         user_P, ts_P, offer_P = requests.user_B[request_P], requests.ts_B[request_P], requests.offer_B[request_P]
-        return self.spec.transform(self.store.pairs(user_P, ts_P, offer_P, item_P))
+        cross_PC, affinity = self.spec.transform(self.store.pairs(user_P, ts_P, offer_P, item_P)), self.model.affinity
+        if affinity is None:
+            return cross_PC
+        request_B, at_P = np.unique(request_P, return_inverse=True)
+        return beside(cross_PC, affinity.pairs(histories(requests, request_B, self.spec.history_length)[0], at_P, item_P))
 
     def _prefix_crosses(self, requests: RequestTable, part: Int64, u2t: U2t) -> PrefixCrosses | None:
         if u2t == "mlp":
             return None
         if u2t == "exact":
-            return self.exact.of(requests.user_B[part], requests.ts_B[part], requests.offer_B[part])
+            met, affinity_GN = (
+                self.exact.of(requests.user_B[part], requests.ts_B[part], requests.offer_B[part]),
+                self._affinities(requests, part),
+            )
+            if affinity_GN is None:
+                return met
+            own = prefix_affinity(affinity_GN, self.trie.order_M, self.trie.start)
+            return lambda level, user_R, node_R: beside(met(level, user_R, node_R), own(level, user_R, node_R))
         usual_C = self.model.norm_u2t.mean_SC[OPEN].numpy()
         return lambda level, user_R, node_R: np.broadcast_to(usual_C, (len(node_R), len(usual_C))).copy()
 

@@ -33,6 +33,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from dig_models.affinity import Affinity, beside
 from dig_models.batch import Batch
 from dig_models.features import SECONDS_PER_DAY, SOURCE_EXPOSED, SOURCE_ORGANIC, SOURCE_RANDOM, FeatureSpec
 from dig_models.items import ItemTable
@@ -180,6 +181,7 @@ def collate(
     chance_N: NDArray[np.float64] | None = None,
     rng: np.random.Generator | None = None,
     open_positives: Literal["all", "organic"] = "all",
+    affinity: Affinity | None = None,
 ) -> Batch:
     """A batch of some requests, on the CPU.
 
@@ -203,6 +205,7 @@ def collate(
         chance_N: needed with ``popular_negatives``; float64.
         rng: needed with ``random_negatives``.
         open_positives: whether exposed positives are open-catalogue rows too (``all``) or only organic ones are.
+        affinity: of ``items``, for a model that reads it: one more cross of every row, of the history that the batch carries.
 
     Raises:
         ValueError: ``random_negatives`` without ``rng``, or a catalogue without items to draw; ``popular_negatives`` without the chances
@@ -212,7 +215,7 @@ def collate(
     request_R, at_R = requests.rows_of(index_B)
     label_R, source_R, item_R = requests.label_R[at_R], requests.source_R[at_R].astype(np.int64), requests.item_R[at_R]
     cross_RC = spec.transform(requests.cross_RW[at_R])
-    history_BH, age_BH = _history(requests, index_B, spec.history_length)
+    history_BH, age_BH = histories(requests, index_B, spec.history_length)
     open_R = np.zeros(len(item_R), dtype=np.float64)
     if random_negatives:
         if rng is None or len(items) < 2:
@@ -241,6 +244,8 @@ def collate(
         popular_R = 0.0 if chance_N is None else popular_negatives * chance_N[item_R]
         open_R = -np.log(random_negatives / (len(items) - 1) + share_R + popular_R)
     offset_R = np.where(source_R == SOURCE_EXPOSED, -np.log(keep_rate), open_R).astype(np.float32)
+    if affinity is not None:
+        cross_RC = beside(cross_RC, affinity.pairs(history_BH, request_R, item_R))
     return Batch(
         user_BF=torch.from_numpy(requests.user_BF[index_B]),
         history_BH=torch.from_numpy(history_BH),
@@ -339,7 +344,7 @@ def _isin_sorted(values: Ints, sorted_values: Ints) -> NDArray[np.bool_]:
     return found
 
 
-def _history(requests: RequestTable, index_B: Ints, longest: int) -> tuple[Ints, Floats]:
+def histories(requests: RequestTable, index_B: Ints, longest: int) -> tuple[Ints, Floats]:
     """Histories padded to the longest of the batch (at least 1 wide): item rows ``(B, H)`` and ages in days ``(B, H)``."""
     start_B = requests.history_start[index_B]
     length_B = np.minimum(requests.history_start[index_B + 1] - start_B, longest)

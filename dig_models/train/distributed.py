@@ -6,10 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+ValueT = TypeVar("ValueT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,12 @@ class World:
         said = [text]
         dist.broadcast_object_list(said, src=0)
         return said[0]
+
+    def handed(self, value: ValueT | None) -> ValueT:
+        """What rank 0 gives, on every rank; the others give None."""
+        given = [value]
+        dist.broadcast_object_list(given, src=0)
+        return cast(ValueT, given[0])
 
     def spread(self, module: nn.Module) -> None:
         """Give every rank the parameters and persistent buffers of rank 0."""

@@ -26,7 +26,7 @@ from dig_models.dig import Dig
 from dig_models.features import SOURCE_EXPOSED, SOURCE_RANDOM
 from dig_models.nn.attention import UserSide
 from dig_models.train.data import history_shares
-from dig_models.u2t import PairLookup, bucket_keys
+from dig_models.u2t import PairLookup, bucket_keys, looked_up
 
 OPEN = 1
 NONE = -1
@@ -91,8 +91,7 @@ class HardNegatives:
         return bought
 
     def _with(self, batch: Batch, pool: _Pool, request_M: Tensor, item_M: Tensor) -> Batch:
-        keys = (batch.user_hash_B[request_M], batch.ts_B[request_M], batch.offer_B[request_M], item_M)
-        cross_MC = torch.from_numpy(self.lookup(*(k.cpu().numpy() for k in keys))).to(batch.cross_RC)
+        cross_MC = looked_up(batch, request_M, item_M, self.lookup, self.model.affinity)
         request_R, order = torch.cat([batch.request_R, request_M]).sort(stable=True)
 
         def joined(old_R: Tensor, new_M: Tensor) -> Tensor:

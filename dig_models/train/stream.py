@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dig_models.affinity import Affinity
 from dig_models.batch import Batch
 from dig_models.features import FeatureSpec
 from dig_models.items import ItemTable
@@ -123,7 +124,7 @@ class ExampleStream:
 
     Attributes:
         groups: see ``row_groups``.
-        lookup, keep_rate, random_negatives, history_negatives, popular_negatives, chance_N, open_positives: see ``collate``.
+        lookup, keep_rate, random_negatives, history_negatives, popular_negatives, chance_N, open_positives, affinity: see ``collate``.
         seed: of order and negatives; rank and world: which share is this one's.
     """
 
@@ -142,6 +143,7 @@ class ExampleStream:
     history_negatives: int = 0
     popular_negatives: int = 0
     chance_N: NDArray[np.float64] | None = None
+    affinity: Affinity | None = None
 
     def plan(self, epoch: int) -> Plan:
         """Training plan of an epoch, see ``plan_epoch``."""
@@ -201,6 +203,7 @@ class ExampleStream:
             chance_N=self.chance_N,
             rng=np.random.Generator(np.random.Philox(key)),
             open_positives=self.open_positives,
+            affinity=self.affinity,
         )
 
 

@@ -249,7 +249,10 @@ def test_the_leaves_cover_every_setting(conf: Path) -> None:
     config, layers = load_layers(conf, [], {})
     keys = {leaf.key.split(".")[0] for leaf in layers.leaves(config)}
     assert keys == set(Config.model_fields)
-    assert {leaf.key for leaf in layers.leaves(config)} >= {f"model.{name}" for name in ModelConfig.model_fields if name != "loss"}
+    sections = {"loss", "affinity"}
+    found = {leaf.key for leaf in layers.leaves(config)}
+    assert found >= {f"model.{name}" for name in ModelConfig.model_fields if name not in sections}
+    assert all(any(key.startswith(f"model.{name}.") for key in found) for name in sections)
 
 
 def test_settings_cannot_be_changed_after_they_were_read(conf: Path) -> None:

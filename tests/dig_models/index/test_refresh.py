@@ -14,6 +14,7 @@ import pytest
 import synthetic
 import torch
 
+from dig_models.affinity import Neighbours
 from dig_models.bundle import RESERVED, Bundle, read_reserved
 from dig_models.dig import Dig
 from dig_models.features import FeatureSpec, FeatureSpecMismatch, bucket_of, hash_id
@@ -26,6 +27,7 @@ from dig_models.index.verify import verify
 from dig_models.index.writer import Release, locked, retain, superfluous, switch
 from dig_models.items import ItemTable
 from dig_models.quantize.known import KnownSids
+from dig_models.train.data import histories
 from dig_models.train.warm import settle
 from tests.dig_models.conftest import make_batch, pair_crosses
 
@@ -376,3 +378,24 @@ def test_an_item_whose_sid_was_kept_for_it_comes_back_with_it(tmp_path: Path, re
     delta = IndexReader.open(tmp_path, apply(tmp_path, spec, fresh(spec, new=[*GONE, NEW[1]], gone=[])))
     assert sids(delta) == sid_of
     assert (delta.folder / g.MODEL / RESERVED).stat().st_ino == (first.folder / g.MODEL / RESERVED).stat().st_ino
+
+
+def test_a_delta_generation_has_the_affinity_of_the_whole_one_and_new_items_have_none(
+    tmp_path: Path, release: Release, publish: Publish, spec: FeatureSpec
+) -> None:
+    bundle = synthetic.make_bundle(spec, release.items, affinity={"enabled": True})
+    rng, hash_N = np.random.default_rng(0), release.items.hash_N[1:]
+    bundle.model.neighbours = Neighbours.fit(hash_N, rng.integers(0, 20, 400), rng.choice(hash_N, 400), ridge=1.0, keep=20)
+    publish(tmp_path, replace(release, bundle=bundle))
+    whole = IndexReader.open(tmp_path)
+    delta = IndexReader.open(tmp_path, apply(tmp_path, spec, fresh(spec)))
+    before, after = (
+        dict(zip(r.bundle.items.hash_N.tolist(), r.retriever.catalogue(r.state, 2)[:, -1].tolist(), strict=True)) for r in (whole, delta)
+    )
+    assert max(before.values()) > 0
+    kept = {h: a for h, a in after.items() if h in before}
+    gone = set(hashes(GONE).tolist())
+    past = set(whole.bundle.items.hash_N[histories(whole.state, np.array([2]), spec.history_length)[0][0]].tolist())
+    assert not past & gone, "withdrawn items of the history would speak no more"
+    assert kept == pytest.approx({h: before[h] for h in kept})
+    assert [after[h] for h in hashes(NEW).tolist()] == [0.0, 0.0]
