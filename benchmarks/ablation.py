@@ -182,6 +182,8 @@ def main() -> None:
     torch.set_num_threads(config.train.ranks * config.train.threads_per_rank)  # trainings are processes of their own
     try:
         run_all(runs, rows, write)
+    except JobError as error:
+        parser.exit(2, f"{error}\n")
     except subprocess.CalledProcessError as error:
         parser.exit(2, f"a training ended with status {error.returncode}; its train.log under {home / 'models'} says why\n")
     print(table, end="")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from dig_models.retrieve.options import U2t
+from dig_models.tokenizers.settings import WITHOUT_CONTENT, Content, Kind
 
 PathScore = Literal["last", "sum_log"]
 
@@ -18,7 +19,7 @@ class Row:
     Attributes:
         name: for options and files; ``label`` for people.
         sets: settings of its training, beside those in force.
-        tokenizer: SIDs made beforehand by it, ``rqvae`` or ``rkmeans``; empty if the model makes its own.
+        tokenizer: kind of the tokenizer that makes its SIDs beforehand; None if the model makes its own.
         content: what the tokenizer knows of an item: its static fields, or what it was bought with on the training days.
         model_of: row whose model it uses; empty if it is trained itself.
         u2t: crosses of prefixes at inference; empty for what the settings say.
@@ -30,8 +31,8 @@ class Row:
     name: str
     label: str
     sets: dict[str, str] = field(default_factory=dict)
-    tokenizer: str = ""
-    content: Literal["fields", "co_occurrence"] = "fields"
+    tokenizer: Kind | None = None
+    content: Content = "fields"
     model_of: str = ""
     u2t: U2t | None = None
     path_score: PathScore | None = None
@@ -44,19 +45,26 @@ class Row:
 
 
 BASE, DIG = "base", "dig"
+IN_GRID: tuple[Kind, ...] = ("rqvae", "rkmeans")
+# No L_commit: in a two-stage system nothing of the SIDs pulls at the ranker's embeddings. The daily run does so too (jobs.config).
 _GIVEN = {"model.assignment": "given", "model.loss.commit": "0"}
-_TOKENIZERS = {"rqvae": "RQ-VAE", "rkmeans": "k-means"}
+_TOKENIZERS: dict[Kind, str] = {"rqvae": "RQ-VAE", "rkmeans": "k-means", "resid": "ReSID", "diger": "DIGER", "unisid": "UniSID"}
+"""Every kind of the registry that makes SIDs before a ranker is trained, for people."""
+
+
+def _plain(kind: Kind) -> Row:
+    return Row(name=kind, label=f"two-stage: {_TOKENIZERS[kind]} SIDs, same Mixer", sets=_GIVEN, tokenizer=kind)
 
 
 def _two_stage() -> tuple[Row, ...]:
-    """Further two-stage systems: collaborative vectors, and SIDs without collisions, by tokenizer."""
-    rows = []
+    """Further two-stage systems: those that the grid does not have, collaborative vectors, and SIDs without collisions, by tokenizer."""
+    rows = [_plain(kind) for kind in _TOKENIZERS if kind not in IN_GRID]
     for name, label in _TOKENIZERS.items():
-        known: tuple[tuple[str, Literal["fields", "co_occurrence"], str], ...] = (
+        known: tuple[tuple[str, Content, str], ...] = (
             ("", "fields", ""),
             ("_cooc", "co_occurrence", " of co-occurrence"),
         )
-        for suffix, content, of in known:
+        for suffix, content, of in known[: 1 if name in WITHOUT_CONTENT else 2]:
             made = Row(name=f"{name}{suffix}", label=f"two-stage: {label} SIDs{of}", sets=_GIVEN, tokenizer=name, content=content)
             rows += [made] if suffix else []
             rows.append(replace(made, name=f"{made.name}_resolved", label=f"{made.label}, no collisions", resolve=True))
@@ -76,8 +84,7 @@ GRID = (
         sets={"model.rank_gradient_to_encoder": "false", "model.recon_stop": "sid"},
     ),
     Row(name="coupled_ste", label="coupled codebook + STE", sets={"model.codebook": "coupled_ste"}),
-    Row(name="rqvae", label="two-stage: RQ-VAE SIDs, same Mixer", sets=_GIVEN, tokenizer="rqvae"),
-    Row(name="rkmeans", label="two-stage: k-means SIDs, same Mixer", sets=_GIVEN, tokenizer="rkmeans"),
+    *(_plain(kind) for kind in IN_GRID),
     Row(name="resolved", label="DIG, collisions resolved", model_of=DIG, resolve=True),
 )
 """The grid of the paper's ablation, and what collision resolution costs."""
@@ -109,6 +116,12 @@ FURTHER = (
         for n in (0, 20, 60)
     ),
     Row(name="popular_negatives", label="40 popular negatives a request", sets={"train.popular_negatives": "40"}),
+    Row(name="affinity", label="affinity of history and item in c_uv", sets={"model.affinity.enabled": "true"}),
+    Row(
+        name="affinity_popular",
+        label="affinity, 40 popular negatives",
+        sets={"model.affinity.enabled": "true", "train.popular_negatives": "40"},
+    ),
     Row(
         name="token_buckets",
         label="buckets by level token, MLP",  # an exact mean is over a prefix

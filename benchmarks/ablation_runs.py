@@ -21,38 +21,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from benchmarks.ablation_rows import Row
 from benchmarks.judging import Floats, Ints, Judged, Part, changes_of, judged_days, trained
 from dig_models.bundle import Bundle
-from dig_models.config import LAUNCH
+from dig_models.config import LAUNCH, Strict
 from dig_models.evaluate import bootstrap, ranking, sid_quality
 from dig_models.evaluate.lists import VARIANTS, Contender, Lists, Search, recommend_all
 from dig_models.evaluate.scoring import Rows, exposed_rows, rank_rows, score_rows
-from dig_models.features import FeatureSpec
 from dig_models.index.resolve import publish
-from dig_models.items import ItemTable
 from dig_models.quantize.known import write_sids
 from dig_models.retrieve.options import U2t
 from dig_models.retrieve.rerank import Retriever
-from dig_models.tokenizers.base import Tokenizer
-from dig_models.tokenizers.co_occurrence import CoOccurrenceVectors
-from dig_models.tokenizers.rkmeans import ResidualKMeans
-from dig_models.tokenizers.rqvae import RqVae
+from dig_models.tokenizers.settings import Conflicts
 from jobs.config import Config, ConfigError, load
 from jobs.dataset_config import digest_of
-from jobs.dates import days_between
 from jobs.evaluate import Draws, finite
 from jobs.lake import Lake, code_digest
 from jobs.runs import write_json
-from jobs.train_inputs import CODE, TrainInputs, train_inputs
+from jobs.tokenizing import encoded, fitted
+from jobs.train_inputs import CODE, lake_inputs
 
 K = 10
-TOKENIZERS: dict[str, type[Tokenizer]] = {kind.kind: kind for kind in (RqVae, ResidualKMeans)}
 JUDGED_BY = (
     "benchmarks.ablation_runs", "benchmarks.judging", "dig_models.evaluate", "dig_models.index.resolve", "dig_models.retrieve",
-    "dig_models.tokenizers",
+    "dig_models.tokenizers", "jobs.tokenizing",
 )  # fmt: skip
 
 
@@ -82,7 +75,7 @@ class Place:
             JobError: something is missing from the lake, or was made with other settings.
         """
         judged = {"examples": judged_days(self.config, self.day, self.part)}
-        found = [train_inputs(self.config, self.day).inputs, Lake(self.config.paths.at("lake")).inputs(judged)]
+        found = [lake_inputs(self.config, self.day).inputs, Lake(self.config.paths.at("lake")).inputs(judged)]
         return digest_of({"read": found})
 
 
@@ -103,7 +96,7 @@ class Run:
     def sets(self) -> list[str]:
         """All overrides of its training but the file of SIDs."""
         tracking = self.place.home / "mlflow"
-        changes = {"mlflow.tracking_uri": f"sqlite:///{tracking}/mlflow.db", **self.row.sets}
+        changes = {"tokenizer": "dig", "mlflow.tracking_uri": f"sqlite:///{tracking}/mlflow.db", **self.row.sets}
         return [*self.place.sets, *changes_of(self.place.config, self.home, self.seed, changes)]
 
     @cached_property
@@ -128,13 +121,21 @@ class Run:
             "train": config.train.model_dump(mode="json", exclude={*LAUNCH, "given_sids"}),
             "processes": config.train.ranks * config.train.hosts,
             "dataset": [config.dataset.rows_digest(), config.dataset.spec().digest],
-            "tokenizer": row.tokenizer if row.content == "fields" else f"{row.tokenizer} of {row.content}",
+            "tokenizer": row.tokenizer or "" if row.content == "fields" else f"{row.tokenizer} of {row.content}",
             "u2t": self.u2t,
             "path_score": row.path_score or config.model.path_score,
             "resolve": row.resolve,
             "draws": self.place.config.train.seed,
         }
+        own = self.tokenizer_settings
+        if own and own != type(own)():
+            facts["tokenizer_settings"] = own.model_dump(mode="json")
         return digest_of(facts)[:20]
+
+    @property
+    def tokenizer_settings(self) -> Strict | None:
+        """Settings of the row's tokenizer; None if there is no tokenizer, or it has none."""
+        return self.config.tokenizers.of(self.row.tokenizer) if self.row.tokenizer else None
 
     @property
     def u2t(self) -> U2t:
@@ -197,43 +198,18 @@ class Run:
 
         Co-occurrence is that of the days that move weights: none of validation or evaluation.
         """
-        if not self.row.tokenizer:
+        row, since = self.row, time.perf_counter()
+        if row.tokenizer is None:
             return self.sets, 0.0
-        since = time.perf_counter()
-        spec, shape = self.config.dataset.spec(), self.config.model
-        inputs = train_inputs(self.place.config, self.place.day)
-        items = ItemTable.from_arrow(inputs.items_shown(), spec)
-        content = None if self.row.content == "fields" else co_occurrence(inputs, items, spec, self.seed)
-        kind = TOKENIZERS[self.row.tokenizer]
-        tokenizer = kind.fit(items, spec, levels=shape.levels, codes=shape.codes, seed=self.seed, content=content)
-        everyone = ItemTable.from_arrow(inputs.items_known(), spec)
-        code_NL = tokenizer.encode(everyone)
-        if self.row.resolve:
-            shown_N = items.rows(everyone.hash_N) > 0
-            publish(code_NL, tokenizer.embed(everyone), tokenizer.code_LKD, everyone.hash_N, known_N=shown_N, before=None)
+        inputs = lake_inputs(self.config, self.place.day)
+        conflicts: Conflicts = "nearest" if row.resolve else "none"
+        own = self.tokenizer_settings
+        tokenizer = fitted(inputs, row.tokenizer, content=row.content, conflicts=conflicts, seed=self.seed, settings=own)
+        done = encoded(inputs, tokenizer, conflicts=conflicts)
         path = self.home / "sids.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_sids(path, [str(item) for item in everyone.id_N[1:]], code_NL[1:])
+        write_sids(path, [str(item) for item in done.items.id_N[1:]], done.code_NL[1:])
         return [*self.sets, f"train.given_sids={path}"], time.perf_counter() - since
-
-
-def co_occurrence(inputs: TrainInputs, items: ItemTable, spec: FeatureSpec, seed: int) -> CoOccurrenceVectors:
-    """Item vectors from what each user bought on each day whose examples move weights.
-
-    Raises:
-        ValueError: hardly anything was bought together.
-    """
-    days, columns = days_between(inputs.window.train_first, inputs.window.fit_last), ["user_hash", "item", "label"]
-    basket, bought, baskets = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
-    for day in days:
-        table = inputs.lake.read_arrow("examples", [day], columns=columns).combine_chunks()
-        row_P = pc.list_parent_indices(table.column("item")).to_numpy()
-        kept_P = pc.list_flatten(table.column("label")).to_numpy() > 0
-        _, user_B = np.unique(table.column("user_hash").to_numpy(), return_inverse=True)
-        basket.append(user_B[row_P[kept_P]] + baskets)
-        bought.append(items.rows(pc.list_flatten(table.column("item")).to_numpy()[kept_P]))
-        baskets += len(table)
-    return CoOccurrenceVectors.of_baskets(items, spec, np.concatenate(basket), np.concatenate(bought), seed=seed)
 
 
 def judge(config: Config, day: date, bundle: Bundle, row: Row, part: Part = "evaluation") -> dict[str, Any]:

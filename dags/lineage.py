@@ -120,7 +120,8 @@ def of_model(job: str, day: date, config: Config) -> Lineage:
     examples = _lake(window.train_first, window.train_last, "examples")
     judged = _lake(window.eval_first, window.eval_last, "examples")
     of_day = _lake(day, day, "item_features", "user_state", "cross_arrays")
-    bundle = Touched(place="checkpoints", name=f"{day}/bundle")
+    bundle, tokenizer = (Touched(place="checkpoints", name=f"{day}/{name}") for name in ("bundle", "tokenizer"))
+    made = () if config.tokenizer == "dig" else (tokenizer,)
     model = Touched(place="models", name=config.mlflow.model_name)
     index = Touched(place="index", name="generations", what=str(day))
 
@@ -131,7 +132,15 @@ def of_model(job: str, day: date, config: Config) -> Lineage:
         return Touched(place="models", name=config.mlflow.model_name, what=what)
 
     known = {
-        "launch": ((*examples, champion("the version that training starts from")), (bundle, *kept("train.json"))),
+        "sids": (
+            (
+                *_lake(window.train_first, window.fit_last, "examples"),
+                *_lake(window.train_first - timedelta(days=1), day, "item_features"),
+                champion("the version whose tokenizer is kept"),
+            ),
+            (tokenizer, *kept("sids.json")),
+        ),
+        "launch": ((*examples, *made, champion("the version that training starts from")), (bundle, *kept("train.json"))),
         "evaluate": ((*judged, bundle, champion("champion")), kept("evaluate.json")),
         "register": ((bundle, *kept("train.json", "evaluate.json")), (champion("a version, alias challenger"), *kept("register.json"))),
         "gate": ((*kept("register.json", "evaluate.json"), champion("champion")), (champion("tag gate"), *kept("gate.json"))),

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, PartitionedAssetTimetable
 
-from dags.common import CANDIDATE, DATE_PARAM, EXAMPLES, TRAIN_POOL, default_args
+from dags.common import CANDIDATE, DATE_PARAM, EXAMPLES, TRAIN_POOL, default_args, settings
 from dags.operators import JobOperator
 
 DOC = """
@@ -14,6 +14,7 @@ DOC = """
 
 `train → evaluate → register → gate`, set off by the asset `dig://examples` and keyed on its partition date. If a figure is beyond
 its limit, `gate` fails at once and is not tried again: its log names figure and limit. Nothing that serves has moved by then.
+Where the setting `tokenizer` names another one than `dig`, `tokenize` comes first and makes the SIDs that the ranker is trained on.
 
 A backfill of `dig_features` emits assets too; runs that it sets off are skipped, and the XCom `skipped` of `train` says why.
 To train for a date by hand: `airflow dags trigger dig_retrain --conf '{"date": "2017-11-15"}'`.
@@ -61,3 +62,13 @@ with DAG(
         doc_md="The gate. Passed: `dig://candidate` is emitted. Failed: not tried again, the champion and the index stay.",
     )
     train >> evaluate >> register >> gate
+    if settings().tokenizer != "dig":
+        tokenize = JobOperator(
+            task_id="tokenize",
+            job="sids",
+            guarded=True,
+            pool=TRAIN_POOL,
+            execution_timeout=timedelta(hours=12),
+            doc_md="SIDs made beforehand by the tokenizer of the settings, fitted now or kept from the version promoted before.",
+        )
+        tokenize >> train

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 STAGES = (
     *("ingest", "item_features", "u2i_crosses", "examples", "sweep"),
-    *("train", "evaluate", "register", "gate", "index", "promote", "summary", "report"),
+    *("tokenize", "train", "evaluate", "register", "gate", "index", "promote", "summary", "report"),
 )
 HOUSEHOLDS = 3
 PRODUCTS = 5

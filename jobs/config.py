@@ -14,9 +14,10 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dig_models.config import Fraction, ModelConfig, Positive, RetrieveConfig, ServeConfig, Strict, TrainConfig
+from dig_models.tokenizers.settings import DIG, WITHOUT_CONTENT, Kind, TokenizersConfig
 from jobs.dataset_config import (
     CompleteJourneySource,
     DatasetConfig,
@@ -256,7 +257,9 @@ class Config(Strict):
     paths: PathsConfig = PathsConfig()
     spark: SparkConfig = SparkConfig()
     window: WindowConfig = WindowConfig()
-    model: ModelConfig = ModelConfig()
+    tokenizer: Kind = Field(DIG, description="what makes semantic IDs: the ranker itself as it learns, or a tokenizer fitted before it")
+    tokenizers: TokenizersConfig = TokenizersConfig()
+    model: ModelConfig = Field(ModelConfig(), validate_default=True)  # the tokenizer decides some of it
     train: TrainConfig = TrainConfig()
     retrieve: RetrieveConfig = RetrieveConfig()
     checks: ChecksConfig = ChecksConfig()
@@ -279,6 +282,42 @@ class Config(Strict):
                 "such a model learns from; expected u2t_inference mlp (or none), or bucket_key prefix"
             )
         return model
+
+    @field_validator("tokenizers")
+    @classmethod
+    def _content_is_read(cls, tokenizers: TokenizersConfig, info: ValidationInfo) -> TokenizersConfig:
+        kind = info.data.get("tokenizer", DIG)
+        if kind != DIG and kind in WITHOUT_CONTENT and tokenizers.content != "fields":
+            raise ValueError(
+                f"content {tokenizers.content} with tokenizer {kind}, which learns vectors of its own: leave tokenizers.content out"
+            )
+        return tokenizers
+
+    @field_validator("model")
+    @classmethod
+    def _assignment_follows_the_tokenizer(cls, model: ModelConfig, info: ValidationInfo) -> ModelConfig:
+        kind = info.data.get("tokenizer", DIG)
+        if kind == DIG:
+            return model
+        if "assignment" in model.model_fields_set and model.assignment != "given":
+            raise ValueError(
+                f"assignment {model.assignment} with tokenizer {kind}: SIDs that a tokenizer made are given to the model; leave "
+                "model.assignment out, or set tokenizer=dig"
+            )
+        # L_commit would pull the ranker's embeddings towards codes that they did not choose.
+        commit = model.loss.commit if "commit" in model.loss.model_fields_set else 0.0
+        return model.model_copy(update={"assignment": "given", "loss": model.loss.model_copy(update={"commit": commit})})
+
+    @field_validator("train")
+    @classmethod
+    def _sids_come_from_one_place(cls, train: TrainConfig, info: ValidationInfo) -> TrainConfig:
+        kind = info.data.get("tokenizer", DIG)
+        if train.given_sids and kind != DIG:
+            raise ValueError(
+                f"given_sids {train.given_sids} with tokenizer {kind}: SIDs come from a file or from a tokenizer; leave train.given_sids "
+                "out, or set tokenizer=dig and model.assignment=given"
+            )
+        return train
 
     def run_window(self, run_date: date) -> Window:
         """The days that a run for ``run_date`` uses.
@@ -338,7 +377,10 @@ class Config(Strict):
 
     def digest(self, *sections: str) -> str:
         """SHA-256 (hex) of the canonical JSON of the named sections, for lineage; for ``dataset`` see ``DatasetConfig.rows_digest``."""
-        return digest_of(self.model_dump(mode="json", include=set(sections)))
+        held = self.model_dump(mode="json", include=set(sections))
+        if "model" in held:
+            held["model"] = self.model.stored()
+        return digest_of(held)
 
 
 def _explain(error: ValidationError, layers: Layers) -> str:

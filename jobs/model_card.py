@@ -22,6 +22,16 @@ def number(value: float | None, digits: int = 4) -> str:
     return "—" if value is None else f"{value:.{digits}f}"
 
 
+def tokenizer_of(bundle: Bundle) -> str:
+    """What made a model's SIDs, in words."""
+    made = bundle.info.get("tokenizer")
+    if made is None:
+        return "a file" if bundle.model.config.assignment == "given" else "dig"
+    kept = f", kept from version {made['kept']['version']}" if made["kept"] else ""
+    content = f" of {made['content']}" if made["content"] else ""
+    return f"{made['kind']}{content}, lineage {made['lineage'][:12]}{kept}"
+
+
 def interval(bounds: Any, digits: int = 4) -> str:
     """A confidence interval for people; empty if there is none."""
     low, high = bounds or (None, None)
@@ -52,7 +62,7 @@ def card(
         "",
         *_ranking(evaluation),
         *_retrieval(config, evaluation),
-        *_sid(evaluation),
+        *_sid(evaluation, tokenizer_of(bundle)),
         "## Training",
         "",
         f"{train['steps']:,} steps on {train['examples']:,} rows; "
@@ -105,9 +115,10 @@ def _churn(churn: Mapping[str, Any]) -> str:
     return f"{number(churn['rate'])} ({levels}){before}"
 
 
-def _sid(evaluation: Mapping[str, Any]) -> Iterator[str]:
+def _sid(evaluation: Mapping[str, Any], tokenizer: str) -> Iterator[str]:
     sid, churn = evaluation["sid"], evaluation["churn"]
     yield from ("## Semantic IDs", "")
+    yield "- learnt by the ranker itself" if tokenizer == "dig" else f"- made before the training, by {tokenizer}"
     yield f"- {sid['items']:,} items in {sid['sids']:,} SIDs, at most {sid['largest_bucket']} in one"
     yield f"- collision rate {number(sid['collision_rate'])}"
     for at, level in enumerate(sid["levels"], start=1):

@@ -17,6 +17,7 @@ U2I_CROSSES = ("dig_models.arrays", "dig_models.cross_files", "jobs.cross_arrays
 EXAMPLES = ("dig_models.arrays", "dig_models.cross_files", "jobs.cross_arrays", "jobs.examples", "jobs.user_state")
 #: What decides the lists that ``jobs.recommend`` writes, beside the generation.
 RECOMMEND = (
+    "dig_models.affinity",
     "dig_models.arrays",
     "dig_models.crosses",
     "dig_models.dig",

@@ -5,7 +5,8 @@ Stored as source beside the bundle (no pickle). Each row of the input is one use
 * ``u_<field>``, ``c_<field>``: user and context fields as strings, null if unknown; unseen values are fine, they are hashed;
 * ``ts``: seconds of the local clock since 1970-01-01; ``history_item_ids`` and ``history_ts``: the user's past events, newest first;
 * ``item_id``: the item; one that the catalogue does not hold is scored as an item of which nothing is known, and has no SID;
-* ``crosses``: raw u2i crosses, popularity and offer codes in the order of ``FeatureSpec.raw_cross_names``, counts as of ``ts``.
+* ``crosses``: raw u2i crosses, popularity and offer codes in the order of ``FeatureSpec.raw_cross_names``, counts as of ``ts``;
+  the affinity of history and item, where the model reads it, is not among them: the model computes it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 
+from dig_models.affinity import beside
 from dig_models.bundle import Bundle, load_bundle
 from dig_models.features import SECONDS_PER_DAY, FeatureSpec, bucket_of, hash_id
 from dig_models.train.data import RequestTable, collate
@@ -73,10 +75,11 @@ def predict(bundle: Bundle, rows: pd.DataFrame) -> pd.DataFrame:
     batch = collate(requests, np.arange(len(rows)), spec=spec, items=items, lookup=_never, keep_rate=1.0)
     item_R = items.rows(_hashes(rows["item_id"]))
     raw_RW = np.array([np.asarray(c, dtype=np.float32) for c in rows["crosses"]]).reshape(len(rows), -1)
-    cross_RC = torch.from_numpy(spec.transform(raw_RW))
-    request_R = torch.arange(len(rows))
+    cross_RC, request_R = spec.transform(raw_RW), torch.arange(len(rows))
+    if model.affinity is not None:
+        cross_RC = beside(cross_RC, model.affinity.pairs(batch.history_BH.numpy(), request_R.numpy(), item_R))
     e_RD = model.encode_items(torch.from_numpy(item_R))
-    logit_R = model.rank_logit(model.user_side(batch), request_R, e_RD, cross_RC, torch.full_like(request_R, EXPOSED))
+    logit_R = model.rank_logit(model.user_side(batch), request_R, e_RD, torch.from_numpy(cross_RC), torch.full_like(request_R, EXPOSED))
     sids = ["-".join(map(str, bundle.codes_NL[row])) if row else "" for row in item_R]
     return pd.DataFrame({"probability": torch.sigmoid(logit_R.double()).numpy(), "sid": sids})
 

@@ -22,7 +22,7 @@ from jobs import plots, registry, runs, tracking
 from jobs.config import Config
 from jobs.entry import Invocation, JobError, run
 from jobs.lake import code_digest, digest_of
-from jobs.model_card import card, number
+from jobs.model_card import card, number, tokenizer_of
 from jobs.progress import emit
 from jobs.registry import ModelRef
 from jobs.train_inputs import CODE
@@ -147,6 +147,7 @@ def version_tags(config: Config, day: date, bundle: Bundle, evaluation: Mapping[
         "code": code_digest(*CODE),
         "ancestor": str(info.get("ancestor") or "none"),
         "aligned_to": str((info.get("alignment") or {}).get("version") or "none"),
+        "tokenizer": tokenizer_of(bundle),
         "items": str(len(bundle.items) - 1),
         **{f"inputs.{table}": f"{len(days)} days, {digest_of(days)}" for table, days in sorted(inputs.items())},
     }

@@ -66,6 +66,8 @@ class Tracker:
         else:
             run_id = new_run(config, day, lineage, f"train-{day}")
         there = client.get_run(run_id).data.params  # not all of them, if the process that began the run was killed
+        if "tokenizer" not in there:
+            client.log_param(run_id, "tokenizer", config.tokenizer)
         for section in ("model", "train"):
             for key, value in getattr(config, section).model_dump(mode="json").items():
                 if f"{section}.{key}" not in there:

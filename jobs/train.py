@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from dig_models.bundle import BundleError, BundleMismatch, load_bundle, read_sids, save_bundle
+from dig_models.bundle import NEIGHBOURS, Bundle, BundleError, BundleMismatch, load_bundle, read_sids, save_bundle
 from dig_models.cross_files import CrossArraysError
 from dig_models.crosses import CrossStore
 from dig_models.dig import Dig
 from dig_models.faults import reached
 from dig_models.features import FeatureSpecMismatch
-from dig_models.files import sync_dir
+from dig_models.files import sync_dir, sync_tree
 from dig_models.items import ItemTable
 from dig_models.quantize.known import KnownSids, SidsError
 from dig_models.quantize.known import read_sids as read_given
@@ -40,7 +40,9 @@ from jobs import registry, runs
 from jobs.config import Config
 from jobs.entry import Invocation, JobError, run
 from jobs.files import exclusive
+from jobs.neighbours import neighbours
 from jobs.progress import emit
+from jobs.sids_inputs import PLACE as TOKENIZER
 from jobs.tracking import Tracker
 from jobs.train_inputs import TrainInputs, train_inputs
 
@@ -123,6 +125,8 @@ def _train(inputs: TrainInputs, world: World) -> None:
             runs.save(config, day, STAGE, json.loads((home / REPORT).read_text()))
             shutil.rmtree(home / STEPS, ignore_errors=True)
         return
+    if config.model.affinity.enabled:
+        model.neighbours = world.handed(neighbours(inputs, home / NEIGHBOURS) if world.leads else None)
     store = CrossStore.open(inputs.lake.folder("cross_arrays", day), spec, items)
     common: dict[str, Any] = {
         "spec": spec,
@@ -134,6 +138,7 @@ def _train(inputs: TrainInputs, world: World) -> None:
         "popular_negatives": config.train.popular_negatives,
         "chance_N": popular_chances(store, spec, inputs.first_second),
         "open_positives": config.model.open_positives,
+        "affinity": model.affinity,
         "seed": config.train.seed,
         "rank": world.rank,
         "world": world.size,
@@ -168,9 +173,9 @@ def _train(inputs: TrainInputs, world: World) -> None:
 def _start(inputs: TrainInputs, model: Dig, items: ItemTable, world: World) -> Start:
     """Decide on rank 0 what to start from; every rank then has its weights."""
     said, reference = None, None
-    given = inputs.config.model.assignment == "given"
-    if given:
-        model.reserved = _given(inputs, items)
+    given = inputs.given is not None
+    if inputs.given is not None:
+        model.reserved = _given(inputs, inputs.given, items)
     model.set_items(items)
     if world.leads:
         config = inputs.config.train
@@ -183,7 +188,7 @@ def _start(inputs: TrainInputs, model: Dig, items: ItemTable, world: World) -> S
         if ancestor and place:
             try:
                 everyone = ItemTable.from_arrow(inputs.items_known(), model.spec)
-                warm = warm_start(model, load_bundle(place, model.spec), items, everyone)
+                warm = warm_start(model, _own_codes(load_bundle(place, model.spec)), items, everyone)
                 log.info("starting from version %s (%s), codebooks %s", ancestor.version, ancestor.date, "kept" if warm else "built anew")
             except (FeatureSpecMismatch, BundleMismatch) as error:
                 log.warning("cold start: %s", error)
@@ -197,17 +202,27 @@ def _start(inputs: TrainInputs, model: Dig, items: ItemTable, world: World) -> S
     return Start(lineage=lineage, ancestor=version, warm=warm, reference=reference)
 
 
-def _given(inputs: TrainInputs, items: ItemTable) -> KnownSids:
+def _own_codes(bundle: Bundle) -> Bundle:
+    """A bundle to start from.
+
+    Raises:
+        BundleMismatch: its SIDs are not the ranker's own, and the new one is to make its own.
+    """
+    if made := bundle.info.get("tokenizer"):
+        raise BundleMismatch(f"the version promoted before has SIDs by {made['kind']}, and the tokenizer is dig now: codes are chosen anew")
+    return bundle
+
+
+def _given(inputs: TrainInputs, file: Path, items: ItemTable) -> KnownSids:
     """SIDs made beforehand.
 
     Raises:
         SidsError: the file cannot be used, or has no item of the catalogue.
     """
-    config = inputs.config
-    sids = read_given(Path(config.train.given_sids), levels=config.model.levels, codes=config.model.codes)
+    sids = read_given(file, levels=inputs.config.model.levels, codes=inputs.config.model.codes)
     known = int((sids.find(items.hash_N[1:])[:, 0] >= 0).sum())
     if not known:
-        raise SidsError(f"{config.train.given_sids}: none of its {len(sids)} items is among the {len(items) - 1} that training shows")
+        raise SidsError(f"{file}: none of its {len(sids)} items is among the {len(items) - 1} that training shows")
     log.info("SIDs made beforehand for %d of %d items; the others get nearest codes", known, len(items) - 1)
     return sids
 
@@ -296,6 +311,7 @@ def _report(inputs: TrainInputs, start: Start, record: Record, world: World, pea
         "calibration": record.calibration,
         "validation": record.epochs[-1],
         "mlflow_run_id": run_id,
+        **({"tokenizer": inputs.made.told} if inputs.made else {}),
     }
 
 
@@ -306,11 +322,15 @@ def _write(home: Path, model: Dig, report: dict[str, Any], inputs: TrainInputs) 
     info |= {"dataset": config.dataset.name, "keep_rate": config.dataset.sampling.exposed_negative_rate, "seed": config.train.seed}
     info |= {kind: getattr(config.train, kind) for kind in ("random_negatives", "history_negatives", "popular_negatives")}
     info |= {"catalogue": inputs.catalogue_day.isoformat()}
+    info |= {"tokenizer": inputs.made.told} if inputs.made else {}
     info |= {"alignment": {k: report["alignment"][k] for k in ("version", "lineage", "labels")} if report["alignment"] else None}
     writing, old = home / WRITING, home / OLD
     items = ItemTable.from_arrow(inputs.lake.read_arrow("item_features", [inputs.catalogue_day]), model.spec)
     model.set_items(items)
     save_bundle(writing, model, items, info)
+    if inputs.made:  # the next date may take it over
+        shutil.copytree(inputs.made.folder, writing / TOKENIZER)
+        sync_tree(writing / TOKENIZER)
     reached("training.bundle_written")
     runs.write_json(home / REPORT, report)
     reached("training.report_written")
@@ -323,6 +343,7 @@ def _write(home: Path, model: Dig, report: dict[str, Any], inputs: TrainInputs) 
     shutil.rmtree(old, ignore_errors=True)
     reached("training.old_removed")
     shutil.rmtree(home / STEPS, ignore_errors=True)
+    (home / NEIGHBOURS).unlink(missing_ok=True)
     reached("training.checkpoints_removed")
 
 

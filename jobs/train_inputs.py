@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 
 from dig_models.config import LAUNCH
 from dig_models.features import SECONDS_PER_DAY
+from dig_models.tokenizers.settings import DIG
+from jobs import sids_inputs
 from jobs.config import Config
 from jobs.dates import Window, days_between
 from jobs.entry import JobError
@@ -24,10 +26,10 @@ from jobs.lake import Inputs, Lake, Marker, code_digest, job_of
 CODE = (
     *(
         f"dig_models.{m}"
-        for m in ("arrays", "batch", "bundle", "calibrate", "config", "cross_files", "crosses", "dig", "features", "items")
+        for m in ("affinity", "arrays", "batch", "bundle", "calibrate", "config", "cross_files", "crosses", "dig", "features", "items")
     ),
     *(f"dig_models.{m}" for m in ("losses", "nn", "quantize", "train", "u2t")),
-    *("dig_models.evaluate.sid_quality", "jobs.dates", "jobs.train", "jobs.train_inputs"),
+    *("dig_models.evaluate.sid_quality", "jobs.dates", "jobs.neighbours", "jobs.sids_inputs", "jobs.train", "jobs.train_inputs"),
 )
 
 
@@ -38,7 +40,8 @@ class TrainInputs:
     Attributes:
         fit, validation: data folders of the examples.
         inputs: content digests by table and day.
-        sids: SHA-256 (hex) of the file of SIDs made beforehand, empty if there is none.
+        given: file of SIDs made beforehand, None if the model makes its own; ``sids`` its SHA-256 (hex), else empty.
+        made: what made that file, where it was a tokenizer of this project.
     """
 
     config: Config
@@ -48,7 +51,9 @@ class TrainInputs:
     fit: list[str]
     validation: list[str]
     inputs: Inputs
+    given: Path | None = None
     sids: str = ""
+    made: sids_inputs.Made | None = None
 
     def lineage(self, *, ranks: int, ancestor: str, aligned_to: str = "") -> str:
         """SHA-256 (hex) over all that determines the trained model.
@@ -70,6 +75,8 @@ class TrainInputs:
             "aligned_to": aligned_to,
             "sids": self.sids,
         }
+        if self.made:
+            facts["tokenizer"] = self.made.lineage
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -128,12 +135,28 @@ def train_inputs(config: Config, day: date) -> TrainInputs:
         ConfigError: the date leaves no training window.
         MissingPartition: names the table and the days that were never built.
         JobError: a partition was made with other data-set settings, no day has a catalogue, no training day has a positive, or the
-            file of given SIDs is missing.
+            SIDs made beforehand are missing or not those of what is read.
     """
+    found = lake_inputs(config, day)
+    if config.tokenizer == DIG:
+        given, made = _given_sids(config), None
+    else:
+        made = sids_inputs.require(config, day, sids_inputs.wanted(config, day, found.window, found.inputs))
+        given = made.sids
+    if given is None:
+        return found
+    with given.open("rb") as file:
+        return replace(found, given=given, made=made, sids=hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def lake_inputs(config: Config, day: date) -> TrainInputs:
+    """What training for ``day`` reads of the lake, without the SIDs made beforehand; raises as ``train_inputs``."""
     window, lake = config.run_window(day), Lake(config.paths.at("lake"))
     fit = days_between(window.train_first, window.fit_last)
     validation = days_between(window.validation_first, window.train_last)
     needed = {"examples": fit + validation, "item_features": _known_days(window, day), "cross_arrays": [day]}
+    if config.model.affinity.enabled:
+        needed["u2i_daily"] = neighbour_days(window)
     for table, days in needed.items():
         markers = lake.require(table, days)
         _same_settings(config, markers)
@@ -143,6 +166,8 @@ def train_inputs(config: Config, day: date) -> TrainInputs:
                 f"item_features of {days[0]} to {days[-1]} hold no item: none had {rule.min_events} events in {rule.window_days} days; "
                 "set catalogue.min_events of the data set lower, then build these days again (python -m jobs.item_features)"
             )
+    if config.model.affinity.enabled:
+        _few_enough(config, lake, neighbour_catalogue(window))
     found = TrainInputs(
         config=config,
         day=day,
@@ -151,7 +176,6 @@ def train_inputs(config: Config, day: date) -> TrainInputs:
         fit=lake.paths("examples", fit),
         validation=lake.paths("examples", validation),
         inputs=lake.inputs(needed),
-        sids=_sids_digest(config),
     )
     if not any(_has_positive(folder) for folder in found.fit):
         raise JobError(
@@ -161,18 +185,37 @@ def train_inputs(config: Config, day: date) -> TrainInputs:
     return found
 
 
-def _sids_digest(config: Config) -> str:
+def neighbour_days(window: Window) -> list[date]:
+    """Days whose events the affinity's matrix is fitted on: those that features of the first examples reach, none that has examples."""
+    return days_between(window.events_first, window.train_first - timedelta(days=1))
+
+
+def neighbour_catalogue(window: Window) -> date:
+    """Day whose catalogue the affinity's matrix is about: the day before the first example."""
+    return _catalogue_days(window)[0]
+
+
+def _few_enough(config: Config, lake: Lake, day: date) -> None:
+    most, found = config.model.affinity.max_items, lake.require("item_features", [day])[0].rows
+    if found > most:
+        raise JobError(
+            f"model.affinity: item_features of {day} hold {found} items, at most {most} expected, for the fit inverts items x items "
+            f"({8 * found**2 / 2**30:.0f} GiB): set model.affinity.enabled=false, cap dataset.catalogue.max_items, or raise "
+            "model.affinity.max_items if the machine can do it"
+        )
+
+
+def _given_sids(config: Config) -> Path | None:
     given = config.train.given_sids
     if config.model.assignment != "given":
         if given:
             raise JobError(f"train.given_sids {given}: used with model.assignment=given alone, found {config.model.assignment}")
-        return ""
+        return None
     if not Path(given).is_file():
         raise JobError(
             f"model.assignment is given: train.given_sids must name a Parquet file with item_id, s_1 .., found {given or 'nothing'}"
         )
-    with Path(given).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return Path(given)
 
 
 def _catalogue_days(window: Window) -> list[date]:

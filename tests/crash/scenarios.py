@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.crash import fetching, index, lake, mirror, promotion, refresh, registration, spark_jobs, training
+from tests.crash import fetching, index, lake, mirror, promotion, refresh, registration, sids, spark_jobs, training
 from tests.crash.harness import Scenario
 
-PROTOCOLS = (lake, spark_jobs, index, training, registration, fetching, promotion, mirror, refresh)
+PROTOCOLS = (lake, spark_jobs, index, sids, training, registration, fetching, promotion, mirror, refresh)
 SCENARIOS: list[Scenario] = [scenario for protocol in PROTOCOLS for scenario in protocol.SCENARIOS]

@@ -157,6 +157,34 @@ def test_spark_tasks_submit_the_file_of_the_job_through_the_connection(dags: dic
         assert task._driver_memory == "3g"
 
 
+def test_a_tokenizer_of_the_settings_is_a_task_before_the_training(tmp_path: Path) -> None:
+    script = f"""
+import json
+from datetime import date
+from airflow.dag_processing.dagbag import DagBag
+from dags.common import settings
+from dags.lineage import of_model
+bag = DagBag({str(DAGS)!r})
+dag = bag.dags["dig_retrain"]
+task = dag.get_task("tokenize")
+day = date(2017, 11, 15)
+lines = {{job: of_model(job, day, settings()).lines() for job in ("sids", "launch")}}
+told = [[t.task_id for t in dag.topological_sort()], sorted(task.downstream_task_ids), task.job, task.guarded, task.pool, lines]
+print(json.dumps([bag.import_errors, *told]))
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DIG_")}
+    environment |= {"AIRFLOW_HOME": str(tmp_path), "AIRFLOW__CORE__LOAD_EXAMPLES": "False", "DIG_TOKENIZER": "rkmeans"}
+    environment["PYTHONPATH"] = str(DAGS.parent)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=DAGS.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    errors, chain, after, job, guarded, pool, lines = json.loads(done.stdout.splitlines()[-1])
+    assert errors == {}
+    assert chain == ["tokenize", *CHAINS["dig_retrain"]]
+    assert (after, job, guarded, pool) == (["train"], "sids", True, "dig_train")
+    assert "checkpoints/2017-11-15/tokenizer" in lines["sids"][1]
+    assert "checkpoints/2017-11-15/tokenizer" in lines["launch"][0], "the training reads what the task wrote"
+
+
 def test_training_goes_through_torchrun(dags: dict[str, Any]) -> None:
     assert dags["dig_retrain"].get_task("train").job == "launch"
 

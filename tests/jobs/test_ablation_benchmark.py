@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import date, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
 import evaluation_world as ew
@@ -19,6 +20,8 @@ from dig_models.bundle import Bundle, load_bundle
 from dig_models.evaluate import ranking
 from dig_models.evaluate.scoring import exposed_rows, rank_rows
 from dig_models.quantize.known import KnownSids, read_sids
+from dig_models.tokenizers.registry import KINDS
+from dig_models.tokenizers.settings import WITHOUT_CONTENT
 from jobs import evaluate as evaluate_job
 from jobs.config import Config, ConfigError
 from jobs.dates import days_between
@@ -371,9 +374,10 @@ def test_runs_of_different_rows_are_not_put_into_one_table(place: Place, judged:
 
 def test_sids_made_beforehand_come_from_the_items_of_the_window_for_every_item_known(tmp_path: Path) -> None:
     config = tw.build(tmp_path)
-    sets = (f"paths.home={tmp_path}", *(f"model.{k}={v}" for k, v in ew.SMALL.items()), *tw.SETS)
+    short = [f"tokenizers.{kind}.epochs=1" for kind in KINDS if hasattr(config.tokenizers.of(kind), "epochs")]
+    sets = (f"paths.home={tmp_path}", *(f"model.{k}={v}" for k, v in ew.SMALL.items()), *tw.SETS, *short)
     place = Place(config=config, day=tw.DAY, settings=None, sets=sets, home=tmp_path / "ablation")
-    for name in ("rqvae", "rkmeans"):
+    for name in (kind for kind in KINDS if kind in TWO_STAGE and find_spec(f"dig_models.tokenizers.{KINDS[kind].split('.')[0]}")):
         given, seconds = Run(place=place, row=ROWS[name], seed=1)._with_sids()
         path = Path(given[-1].removeprefix("train.given_sids="))
         assert len(read_sids(path, levels=3, codes=6)) == ew.ITEMS and seconds > 0
@@ -420,7 +424,9 @@ def test_co_occurrence_is_that_of_the_days_that_move_weights(tmp_path: Path) -> 
 def test_two_stage_rows_know_their_vectors_and_keep_the_names_that_older_runs_have(place: Place) -> None:
     assert {"rqvae", "rkmeans", "rqvae_cooc", "rkmeans_cooc", "rqvae_resolved", "rkmeans_cooc_resolved"} <= set(TWO_STAGE)
     keys = {Run(place=place, row=ROWS[name], seed=1).key for name in TWO_STAGE}
-    assert len(keys) == len(TWO_STAGE) == 8
+    kinds = set(KINDS) - {"dig"}
+    assert len(keys) == len(TWO_STAGE) == sum(2 if kind in WITHOUT_CONTENT else 4 for kind in kinds)
+    assert {ROWS[name].tokenizer for name in TWO_STAGE} == kinds == kinds & set(ROWS), "each kind has a row of its name"
     for name in TWO_STAGE:
         row = ROWS[name]
         assert row.model == name and (row.content == "co_occurrence") == ("_cooc" in name) and row.resolve == name.endswith("_resolved")

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from dig_models.tokenizers.registry import KINDS
 from jobs.provenance import SHARED_CODE
+from jobs.sids_inputs import CODE
 
 PLUMBING = {
     "dig_models.config",  # types of settings; their values are in the settings' digest
+    "dig_models.tokenizers.settings",
     "jobs.checks",  # gates look at rows, they change none
     "dig_models.faults",  # these two write what they are given
     "dig_models.files",
@@ -73,6 +76,7 @@ def covered(module: str, code: tuple[str, ...]) -> bool:
         ("jobs.u2i_crosses", "jobs.u2i_crosses:CODE", SHARED_CODE),
         ("jobs.examples", "jobs.examples:CODE", SHARED_CODE),
         ("jobs.train", "jobs.train_inputs:CODE", ()),
+        ("jobs.tokenizing", "jobs.sids_inputs:CODE", ()),
         ("benchmarks.baselines", "benchmarks.baselines:CODE", ()),
     ],
 )
@@ -80,6 +84,14 @@ def test_a_jobs_code_digest_covers_what_it_imports(job: str, listed: str, shared
     module, _, name = listed.partition(":")
     code = (*getattr(importlib.import_module(module), name), *shared)
     assert sorted(m for m in reached(job) if not covered(m, code)) == []
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"dig"}))
+def test_the_code_digest_of_sids_covers_what_their_tokenizer_imports(kind: str) -> None:
+    module = f"dig_models.tokenizers.{KINDS[kind].split('.')[0]}"
+    if source(module) is None:
+        pytest.skip(f"no module of {kind} yet")
+    assert sorted(m for m in reached(module) if not covered(m, CODE)) == []
 
 
 def test_a_module_that_a_job_imports_indirectly_is_found() -> None:

@@ -1,0 +1,337 @@
+"""``python -m jobs.sids``: SIDs made beforehand, from what, kept how, and taken by the training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dig_models.bundle import load_bundle
+from dig_models.items import ItemTable
+from dig_models.quantize.known import read_sids
+from dig_models.tokenizers.registry import KINDS, load_tokenizer
+from dig_models.tokenizers.settings import Kind, TokenizersConfig
+from jobs import registry, runs, sids, sids_inputs, tokenizing
+from jobs.config import Config, ConfigError
+from jobs.entry import JobError, run
+from jobs.lake import MARKER, Lake
+from jobs.train_inputs import TrainInputs, lake_inputs, train_inputs
+from tests.jobs import train_world as tw
+from tests.jobs.test_train import promoted, trained
+
+QUICK = ("tokenizers.rqvae.epochs=3", "tokenizers.rqvae.hidden=[8]", "tokenizers.rqvae.latent=4")
+RQVAE, RKMEANS = ("tokenizer=rqvae", *QUICK), ("tokenizer=rkmeans",)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("lake")
+    config = tw.build(home, days=(tw.before(1), tw.DAY))
+    assert registry.versions(config) == []  # makes the database, which takes longer than all else here
+    return home
+
+
+@pytest.fixture
+def home(built: Path, tmp_path: Path) -> Path:
+    """A copy of the lake, to damage at will."""
+    for name in ("lake", "mlflow"):
+        shutil.copytree(built / name, tmp_path / name)
+    return tmp_path
+
+
+def made(home: Path, *sets: str, day: object = tw.DAY) -> int:
+    own = [f"paths.home={home}", *(f"model.{k}={v}" for k, v in tw.ew.SMALL.items()), *tw.SETS, *sets]
+    threads = torch.get_num_threads()
+    try:
+        return run("sids", sids.main, ["--date", str(day), *(part for one in own for part in ("--set", one))])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def result(home: Path, *sets: str) -> sids_inputs.Made:
+    found = sids_inputs.found(tw.settings(home, *sets), tw.DAY)
+    assert found is not None
+    return found
+
+
+def known(config: Config) -> ItemTable:
+    return ItemTable.from_arrow(lake_inputs(config, tw.DAY).items_known(), config.dataset.spec())
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_the_settings_name_the_kinds_of_the_registry() -> None:
+    assert set(Kind.__args__) == set(KINDS)  # type: ignore[attr-defined]
+    sections = {name for name in TokenizersConfig.model_fields if name in KINDS}
+    assert sections == {kind for kind in KINDS if TokenizersConfig().of(kind)}  # type: ignore[arg-type]
+
+
+def test_a_daily_run_whose_ranker_makes_its_sids_has_the_lineage_it_had(home: Path) -> None:
+    plain, told = tw.settings(home), tw.settings(home, "tokenizer=dig", "tokenizers.content=co_occurrence", *QUICK)
+    assert plain.model == told.model and plain.model.assignment == "online_rq" and plain.model.loss.commit > 0
+    lineages = {train_inputs(config, tw.DAY).lineage(ranks=1, ancestor="") for config in (plain, told)}
+    assert len(lineages) == 1, "settings of tokenizers that are not in use decide nothing"
+
+
+def test_the_assignment_follows_from_the_tokenizer(home: Path) -> None:
+    model = tw.settings(home, *RQVAE).model
+    assert (model.assignment, model.loss.commit, model.loss.recall) == ("given", 0.0, 0.5)
+    assert tw.settings(home, *RQVAE, "model.assignment=given", "model.loss.commit=0.1").model.loss.commit == 0.1
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (("tokenizer=rqvae", "model.assignment=gumbel_sdud"), "assignment gumbel_sdud with tokenizer rqvae"),
+        (("tokenizer=rqvae", "train.given_sids=/x.parquet"), "given_sids /x.parquet with tokenizer rqvae"),
+        (("tokenizer=rq",), "tokenizer: .*'rqvae'.*found 'rq'"),
+        (("tokenizers.rqvae.epoch=3",), "tokenizers.rqvae.epoch: unknown key; did you mean 'epochs'"),
+        (("tokenizers.conflicts=drop",), "tokenizers.conflicts: "),
+        (("tokenizer=resid", "tokenizers.content=co_occurrence"), "content co_occurrence with tokenizer resid, which learns vectors"),
+    ],
+)
+def test_a_contradiction_or_an_unknown_setting_is_refused(home: Path, sets: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tw.settings(home, *sets)
+
+
+# ---- the job ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"dig"}))
+def test_every_item_known_on_the_date_gets_the_code_of_the_tokenizer_that_is_kept(home: Path, kind: str) -> None:
+    own = TokenizersConfig().of(kind)  # type: ignore[arg-type]
+    short = [f"tokenizers.{kind}.epochs=1"] if own else []
+    sets = (f"tokenizer={kind}", *short, *(["tokenizers.diger.rqvae.epochs=1"] if kind == "diger" else []))
+    assert made(home, *sets) == 0
+    config, there = tw.settings(home, *sets), result(home, *sets)
+    items = known(config)
+    code_NL = load_tokenizer(there.folder, config.dataset.spec()).encode(items)
+    given = read_sids(there.sids, levels=config.model.levels, codes=config.model.codes)
+    np.testing.assert_array_equal(given.find(items.hash_N[1:]), code_NL[1:])
+    report = runs.read(config, tw.DAY, "sids")
+    assert report["kind"] == kind and report["items"] == len(items) - 1 == tw.ew.ITEMS
+    assert 0 <= report["collision_rate"] < 1 and len(report["codes_used"]) == config.model.levels
+    assert report["seconds"]["fit"] > 0 and report["kept"] is None and "sha256" not in report
+
+
+def test_what_is_there_is_not_made_again_and_what_is_damaged_is(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    assert made(home, *RKMEANS) == 0
+    first = result(home, *RKMEANS)
+    before = first.sids.stat().st_mtime_ns
+    (runs.run_dir(tw.settings(home), tw.DAY) / "sids.json").unlink()
+    assert made(home, *RKMEANS) == 0
+    assert "made already" in caplog.text and first.sids.stat().st_mtime_ns == before
+    assert runs.read(tw.settings(home), tw.DAY, "sids")["lineage"] == first.lineage, "a run's folder tells of it again"
+    content = first.sids.read_bytes()
+    first.sids.write_bytes(content[:-9])
+    assert sids_inputs.found(tw.settings(home), tw.DAY) is None
+    assert made(home, *RKMEANS) == 0
+    assert result(home, *RKMEANS).sids.read_bytes() == content, "the same again"
+
+
+def test_another_setting_gives_another_result_in_place_of_the_old(home: Path) -> None:
+    assert made(home, *RKMEANS) == 0
+    first = result(home)
+    assert made(home, *RKMEANS, "train.seed=5") == 0
+    second = result(home)
+    assert second.lineage != first.lineage and not first.folder.exists()
+    assert [path.name for path in second.folder.parent.iterdir() if path.is_dir()] == [second.folder.name]
+
+
+def test_a_job_that_dies_before_the_end_leaves_what_was_there(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert made(home, *RKMEANS) == 0
+    first = result(home)
+
+    def dies(path: Path, text: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sids, "replace_text", dies)
+        with pytest.raises(KeyboardInterrupt):
+            made(home, *RQVAE)
+    assert result(home).lineage == first.lineage
+    assert made(home, *RQVAE) == 0
+    assert result(home).record["kind"] == "rqvae"
+
+
+def test_where_the_ranker_makes_its_own_there_is_nothing_to_do(home: Path) -> None:
+    assert made(home) == 0
+    assert sids_inputs.found(tw.settings(home), tw.DAY) is None
+
+
+def test_two_at_once_are_refused(home: Path) -> None:
+    from jobs.files import exclusive
+
+    place = sids_inputs.home(tw.settings(home), tw.DAY)
+    with exclusive(place.with_name(f".{tw.DAY}.{place.name}.lock")):
+        assert made(home, *RKMEANS) == 1
+
+
+def test_what_a_tokenizer_cannot_learn_from_is_one_message(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    only_the_first_row_is_bought(home)
+    assert made(home, *RKMEANS, "tokenizers.content=co_occurrence") == 2
+    assert "tokenizer rkmeans: 0 item(s) were bought beside another one" in caplog.text
+
+
+# ---- what it may see -------------------------------------------------------------------------------------------------
+
+
+def only_the_first_row_is_bought(home: Path) -> None:
+    """So that nothing was bought together with anything."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lake = Lake(str(home / "lake"))
+    for day in lake.days("examples"):
+        for file in sorted(Path(lake.folder("examples", day)).glob("*.parquet")):
+            table = pq.read_table(file, partitioning=None)
+            lists = [[1] + [0] * (len(v) - 1) for v in table.column("label").to_pylist()]
+            at = table.column_names.index("label")
+            pq.write_table(table.set_column(at, "label", pa.array(lists, pa.list_(pa.int8()))), file)
+
+
+def bought(home: Path) -> tuple[TrainInputs, ItemTable, tokenizing.Purchases]:
+    inputs = lake_inputs(tw.settings(home), tw.DAY)
+    items = ItemTable.from_arrow(inputs.items_shown(), inputs.config.dataset.spec())
+    return inputs, items, tokenizing.Purchases.of(inputs, items)
+
+
+def test_sequences_are_what_users_bought_on_the_days_that_move_weights_in_order_of_time(home: Path) -> None:
+    inputs, items, purchases = bought(home)
+    days = [tw.before(back) for back in range(9, 3, -1)]
+    assert (days[0], days[-1]) == (inputs.window.train_first, inputs.window.fit_last)
+    expected: dict[int, list[tuple[int, int, int]]] = {}
+    for day in days:
+        for row in inputs.lake.read_arrow("examples", [day]).to_pylist():
+            for place, (item, label) in enumerate(zip(row["item"], row["label"], strict=True)):
+                if label:
+                    expected.setdefault(row["user_hash"], []).append((row["ts"], place, item))
+    found = purchases.sequences()
+    assert len(found) == len(expected) > 10
+    for user, hashed in enumerate(sorted(expected)):
+        assert items.hash_N[found.one(user)].tolist() == [item for *_, item in sorted(expected[hashed])]
+
+
+def test_validation_and_evaluation_days_are_not_seen(home: Path) -> None:
+    _, items, before = bought(home)
+    window = tw.settings(home).run_window(tw.DAY)
+    lake = Lake(str(home / "lake"))
+    for day in lake.days("examples"):
+        if day > window.fit_last:
+            shutil.copytree(lake.folder("examples", window.train_first), lake.folder("examples", day), dirs_exist_ok=True)
+    _, _, after = bought(home)
+    for name in ("user_P", "day_P", "ts_P", "item_P"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+    assert before.co_occurrence(items, tw.settings(home).dataset.spec(), 1).vector_XD.size
+
+
+def test_a_change_of_a_validation_day_does_not_make_them_anew_and_one_of_a_fit_day_does(home: Path) -> None:
+    config = tw.settings(home, *RKMEANS)
+    window = config.run_window(tw.DAY)
+
+    def want() -> str:
+        return sids_inputs.wanted(config, tw.DAY, window, lake_inputs(config, tw.DAY).inputs)
+
+    def stamped(day: object) -> None:
+        marker = Lake(str(home / "lake")).day_dir("examples", day) / MARKER  # type: ignore[arg-type]
+        marker.write_text(json.dumps(json.loads(marker.read_text()) | {"content": "other"}))
+
+    first = want()
+    stamped(window.validation_first)
+    assert want() == first
+    stamped(window.fit_last)
+    assert want() != first
+
+
+# ---- collisions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("conflicts", ["nearest", "sinkhorn", "suffix"])
+def test_items_that_share_a_sid_are_told_apart_where_that_is_asked_for(home: Path, conflicts: str) -> None:
+    assert made(home, *RKMEANS) == 0
+    plain = runs.read(tw.settings(home), tw.DAY, "sids")
+    sets = (*RKMEANS, f"tokenizers.conflicts={conflicts}", "model.codes=12")
+    assert made(home, *sets) == 0
+    told = runs.read(tw.settings(home), tw.DAY, "sids")
+    assert plain["collision_rate"] == plain["collision_rate_before"] > 0
+    assert told["collision_rate"] < told["collision_rate_before"]
+    config = tw.settings(home, *sets)
+    given = read_sids(result(home).sids, levels=config.model.levels, codes=config.model.codes)
+    assert len(given) == tw.ew.ITEMS
+    fitted = load_tokenizer(result(home).folder, config.dataset.spec())
+    assert fitted.levels == config.model.levels - (conflicts == "suffix")
+    items = known(config)
+    np.testing.assert_array_equal(
+        given.find(items.hash_N[1:])[:, : config.model.levels - 1], fitted.encode(items)[1:, : config.model.levels - 1]
+    )
+
+
+# ---- the training ----------------------------------------------------------------------------------------------------
+
+
+def test_a_training_without_sids_names_the_command_that_makes_them(home: Path) -> None:
+    with pytest.raises(JobError, match=f"tokenizer is rkmeans: no SIDs of {tw.DAY} in .*run python -m jobs.sids --date {tw.DAY} first"):
+        train_inputs(tw.settings(home, *RKMEANS), tw.DAY)
+
+
+def test_sids_of_other_settings_are_refused_by_the_training(home: Path) -> None:
+    assert made(home, *RQVAE) == 0
+    assert train_inputs(tw.settings(home, *RQVAE), tw.DAY).given == result(home).sids
+    with pytest.raises(JobError, match=r"SIDs by rqvae made from other data, settings or code .*run python -m jobs\.sids"):
+        train_inputs(tw.settings(home, *RKMEANS), tw.DAY)
+
+
+def test_the_lineage_of_a_training_covers_the_tokenizer(home: Path) -> None:
+    lineages = set()
+    for sets in (RKMEANS, RQVAE, (*RQVAE, "tokenizers.rqvae.beta=0.5")):
+        assert made(home, *sets) == 0
+        inputs = train_inputs(tw.settings(home, *sets), tw.DAY)
+        assert inputs.sids and inputs.made is not None
+        lineages.add(inputs.lineage(ranks=1, ancestor=""))
+    assert len(lineages) == 3
+
+
+@pytest.mark.slow
+def test_the_next_date_keeps_the_tokenizer_of_the_version_promoted_before_it(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    early = tw.before(1)
+    assert made(home, *RKMEANS, day=early) == 0
+    config = tw.settings(home, *RKMEANS)
+    assert trained(config, *RKMEANS, day=early) == 0
+    bundle = promoted(config, early)
+    assert bundle.info["tokenizer"]["kind"] == "rkmeans"
+    assert runs.read(config, early, "train")["tokenizer"] == bundle.info["tokenizer"]
+
+    assert made(home, *RKMEANS) == 0
+    kept, report = result(home), runs.read(config, tw.DAY, "sids")
+    assert report["kept"] == {"version": "1", "lineage": bundle.info["tokenizer"]["lineage"]}
+    given = read_sids(kept.sids, levels=config.model.levels, codes=config.model.codes)
+    np.testing.assert_array_equal(given.find(bundle.sids.hash_X), bundle.sids.code_XL, "a SID moved")
+    assert trained(config, *RKMEANS) == 0
+    assert load_bundle(Path(config.paths.at("checkpoints")) / str(tw.DAY) / "bundle").info["tokenizer"]["kept"]["version"] == "1"
+
+    assert trained(config) == 0
+    assert runs.read(config, tw.DAY, "train")["ancestor"] is None, "a ranker that makes its own SIDs starts from none that did not"
+    assert "SIDs by rkmeans, and the tokenizer is dig now" in caplog.text
+
+    for other in (("train.seed=7",), ("tokenizers.content=co_occurrence",), ("tokenizers.refit=daily",), ("train.warm_start=false",)):
+        caplog.clear()
+        assert made(home, *RKMEANS, *other) == 0
+        assert runs.read(config, tw.DAY, "sids")["kept"] is None, other
+    place = bundle_folder(config) / sids_inputs.PLACE / sids_inputs.SIDS
+    place.write_bytes(b"")
+    assert made(home, *RKMEANS) == 0
+    assert "has no whole one: the tokenizer is fitted anew" in caplog.text
+
+
+def bundle_folder(config: Config) -> Path:
+    version = registry.ancestor(config, tw.DAY)
+    assert version is not None
+    return registry.fetch(config, version)
