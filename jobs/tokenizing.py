@@ -73,9 +73,13 @@ class Purchases:
         _, basket_P = np.unique(np.stack([self.day_P, self.user_P]), axis=1, return_inverse=True)
         return CoOccurrenceVectors.of_baskets(items, spec, basket_P.reshape(-1).astype(np.int64), self.item_P, seed=seed)
 
-    def sequences(self) -> Sequences:
-        """What each user bought in order of time; of one request in the order of its rows."""
-        order = np.argsort(self.ts_P, kind="stable")
+    def sequences(self, seed: int) -> Sequences:
+        """What each user bought in order of time; of one request in an order that is drawn.
+
+        Examples keep the rows of a request by item hash, so in their order the next item would be the one of the larger hash. A basket has
+        no order that says anything.
+        """
+        order = np.lexsort((np.random.default_rng(seed).random(len(self.ts_P)), self.ts_P))
         return Sequences.of(self.user_P[order], self.item_P[order])
 
 
@@ -111,7 +115,7 @@ def fitted(inputs: TrainInputs, kind: str, *, content: Content, conflicts: Confl
             codes=shape.codes,
             seed=seed,
             content=vectors,
-            sequences=bought.sequences(),
+            sequences=bought.sequences(seed),
             **options,
         )
     except (ValueError, TokenizerError, MissingExtra) as error:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import date, timedelta
-from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,13 +28,7 @@ NEXT, LAST = D + timedelta(days=1), D + timedelta(days=2)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-def there(kind: str) -> bool:
-    return find_spec(f"dig_models.tokenizers.{KINDS[kind].split('.')[0]}") is not None
-
-
-MADE_BEFOREHAND = [
-    pytest.param(kind, marks=pytest.mark.skipif(not there(kind), reason=f"no module of {kind} yet")) for kind in KINDS if kind != DIG
-]
+MADE_BEFOREHAND = [kind for kind in KINDS if kind != DIG]
 
 
 def quick(kind: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -207,16 +208,30 @@ def test_sequences_are_what_users_bought_on_the_days_that_move_weights_in_order_
     inputs, items, purchases = bought(home)
     days = [tw.before(back) for back in range(9, 3, -1)]
     assert (days[0], days[-1]) == (inputs.window.train_first, inputs.window.fit_last)
-    expected: dict[int, list[tuple[int, int, int]]] = {}
+    expected: dict[int, list[tuple[int, list[int]]]] = {}
     for day in days:
         for row in inputs.lake.read_arrow("examples", [day]).to_pylist():
-            for place, (item, label) in enumerate(zip(row["item"], row["label"], strict=True)):
-                if label:
-                    expected.setdefault(row["user_hash"], []).append((row["ts"], place, item))
-    found = purchases.sequences()
+            basket = sorted(item for item, label in zip(row["item"], row["label"], strict=True) if label)
+            expected.setdefault(row["user_hash"], []).append((row["ts"], basket))
+    found, same, other = (purchases.sequences(seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(found.item_P, same.item_P)
+    assert not np.array_equal(found.item_P, other.item_P)
     assert len(found) == len(expected) > 10
     for user, hashed in enumerate(sorted(expected)):
-        assert items.hash_N[found.one(user)].tolist() == [item for *_, item in sorted(expected[hashed])]
+        there = iter(items.hash_N[found.one(user)].tolist())
+        for _, basket in sorted(expected[hashed]):
+            assert sorted(islice(there, len(basket))) == basket
+        assert not list(there)
+
+
+def test_within_a_request_the_next_item_is_as_often_the_one_of_the_smaller_hash(home: Path) -> None:
+    _, items, purchases = bought(home)
+    by_user = np.argsort(purchases.user_P, kind="stable")
+    user_P, ts_P = purchases.user_P[by_user], purchases.ts_P[by_user]
+    within = (np.diff(user_P) == 0) & (np.diff(ts_P) == 0)
+    read_P, drawn_P = items.hash_N[purchases.item_P[by_user]], items.hash_N[purchases.sequences(1).item_P]
+    assert within.sum() > 100 and (read_P[1:] > read_P[:-1])[within].mean() > 0.7, "rows of a request are kept by hash"
+    assert 0.4 < (drawn_P[1:] > drawn_P[:-1])[within].mean() < 0.6
 
 
 def test_validation_and_evaluation_days_are_not_seen(home: Path) -> None:
