@@ -157,6 +157,7 @@ def test_spark_tasks_submit_the_file_of_the_job_through_the_connection(dags: dic
         assert task._driver_memory == "3g"
 
 
+@pytest.mark.slow
 def test_a_tokenizer_of_the_settings_is_a_task_before_the_training(tmp_path: Path) -> None:
     script = f"""
 import json
@@ -189,6 +190,7 @@ def test_training_goes_through_torchrun(dags: dict[str, Any]) -> None:
     assert dags["dig_retrain"].get_task("train").job == "launch"
 
 
+@pytest.mark.slow
 def test_parsing_is_quick_and_loads_neither_torch_nor_spark(tmp_path: Path) -> None:
     script = f"""
 import json, sys, time
@@ -214,6 +216,7 @@ print(json.dumps({{"errors": errors, "seconds": seconds, "heavy": [name for name
     assert found["heavy"] == []
 
 
+@pytest.mark.slow
 def test_settings_that_cannot_be_used_are_the_import_error_of_the_dag(tmp_path: Path) -> None:
     script = f"""
 from airflow.dag_processing.dagbag import DagBag
@@ -228,6 +231,7 @@ print([error.splitlines()[-1] for error in bag.import_errors.values()])
 APPROVED = {"dig_publish": ["index", "approve", "promote", "summary", "report"], "dig_promote": ["request", "approve", "promote"]}
 
 
+@pytest.mark.slow
 def test_with_approval_a_person_is_asked_before_each_promotion(tmp_path: Path) -> None:
     script = f"""
 import json
@@ -247,6 +251,7 @@ print(json.dumps({{"tasks": found, "retries": ask.retries, "hours": hours, "reje
     assert json.loads(done.stdout.splitlines()[-1]) == {"tasks": APPROVED, "retries": 0, "hours": 6.0, "reject": True}
 
 
+@pytest.mark.slow
 def test_mirrors_are_brought_along_by_a_task_that_holds_no_slot_of_the_promotions(tmp_path: Path) -> None:
     script = f"""
 import json
@@ -264,6 +269,7 @@ print(json.dumps([[sorted(task.upstream_task_ids), task.pool, task.retries > 0, 
     assert json.loads(done.stdout.splitlines()[-1]) == [moved, moved, refreshed], "what is damaged in a mirror is mended once a day"
 
 
+@pytest.mark.slow
 def test_redis_follows_every_move_and_the_lists_of_all_users_a_publication(tmp_path: Path) -> None:
     script = f"""
 import json

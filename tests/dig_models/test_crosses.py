@@ -108,7 +108,7 @@ pairs = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(world=worlds, asked=pairs)
 def test_pairs_and_catalogue_agree_with_the_definition(
     world: World, asked: list[tuple[int, int, int, int]], tmp_path_factory: pytest.TempPathFactory

@@ -372,6 +372,7 @@ def test_runs_of_different_rows_are_not_put_into_one_table(place: Place, judged:
     assert json.loads((tmp_path / "y.json").read_text())["judged_on"] == {"part": "validation", "days": ["2017-11-07", "2017-11-08"]}
 
 
+@pytest.mark.slow
 def test_sids_made_beforehand_come_from_the_items_of_the_window_for_every_item_known(tmp_path: Path) -> None:
     config = tw.build(tmp_path)
     short = [f"tokenizers.{kind}.epochs=1" for kind in KINDS if hasattr(config.tokenizers.of(kind), "epochs")]
@@ -405,6 +406,7 @@ def upset(config: Config, days: list[date]) -> None:
     tw.stamp(lake, "examples", config.dataset.rows_digest())
 
 
+@pytest.mark.slow
 def test_co_occurrence_is_that_of_the_days_that_move_weights(tmp_path: Path) -> None:
     config = tw.build(tmp_path)
     sets = (f"paths.home={tmp_path}", *(f"model.{k}={v}" for k, v in ew.SMALL.items()), *tw.SETS)

@@ -154,6 +154,7 @@ def ablation_of(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_lake_without_the_days_ends_the_run_before_a_training_starts(tmp_path: Path) -> None:
     ended = ablation_of(tmp_path)
     assert ended.returncode == 2 and "table examples: 8 of 8 days are missing" in ended.stderr and "--features" in ended.stderr

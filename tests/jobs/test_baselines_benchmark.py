@@ -197,6 +197,7 @@ def test_plain_methods_give_the_lists_of_the_evaluation(world: ew.World, judged:
         assert found["score_R"].shape == exposed_rows(judged.requests).label_R.shape
 
 
+@pytest.mark.slow
 def test_runs_are_kept_taken_up_again_and_compared_by_user(world: ew.World, judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = load_bundle(Path(world.config.paths.at("checkpoints")) / ew.DAY.isoformat() / "bundle")
     monkeypatch.setattr(bl.World, "bundle", lambda self, kind, seed: bundle)  # training it is another test's matter

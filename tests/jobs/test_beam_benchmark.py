@@ -60,6 +60,7 @@ def test_recall_is_that_of_the_evaluation(judged: Judged) -> None:
         (negatives, ["--requests", "10"]),
     ],
 )
+@pytest.mark.slow
 def test_the_programs_write_figures_and_plot(
     judged: Judged, program: object, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,6 +193,7 @@ def test_array_elements_count_as_one_observation_a_row(tmp_path: Path) -> None:
 # ---- judgement
 
 
+@pytest.mark.slow
 def test_great_expectations_names_rule_day_and_value_and_writes_docs(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     gate = gate_of("offers", config)
@@ -208,6 +209,7 @@ def test_great_expectations_names_rule_day_and_value_and_writes_docs(tmp_path: P
     assert 'href="offers/index.html"' in (tmp_path / "docs" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_old_runs_leave_the_docs_when_there_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docs, "KEPT_RUNS", 1)
     config = config_of(tmp_path)

@@ -179,6 +179,7 @@ def test_a_rerun_is_compared_with_what_the_champion_replaced(world, monkeypatch)
     assert evaluate(world.config, ew.DAY)["champion"] is None
 
 
+@pytest.mark.slow
 def test_a_champion_of_another_feature_spec_is_named_but_not_compared(champion, tmp_path):
     changed = ew.build(tmp_path, "dataset.history.length=59")
     ew.train(changed, steps=6)
@@ -216,6 +217,7 @@ def test_what_later_jobs_kept_of_another_model_goes_and_of_the_same_one_stays(tm
     assert not list(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_days_without_positives_give_nulls_not_a_crash(tmp_path, no_champion):
     world = ew.build(tmp_path)
     ew.train(world, steps=6)

@@ -198,6 +198,7 @@ def test_figures_that_could_not_be_measured_are_dashes(config):
     assert "failed" in html
 
 
+@pytest.mark.slow
 def test_a_champion_stands_beside_the_challenger(config):
     found = FOUND | {"champion": METHOD, "champion_path": METHOD}
     champion = {"version": "3", "date": "2017-11-14", "lineage": "b", "ranking": RANKING, "retrieval": {}}

@@ -105,6 +105,7 @@ def test_stopping_ends_the_children_too_and_nobody_else(start, tmp_path):
         bystander.wait()
 
 
+@pytest.mark.slow
 def test_one_that_does_not_listen_is_killed_when_its_patience_ends(start, tmp_path):
     process = start(service(DEAF, patience=0.1))
     assert printed(tmp_path) == "deaf\n"

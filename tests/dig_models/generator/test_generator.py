@@ -70,6 +70,7 @@ def test_a_planted_rule_is_learned_on_a_gpu(code_NL: np.ndarray, sequences: Sequ
     np.testing.assert_array_equal(ranked[:, 0], test.target_X.numpy())
 
 
+@pytest.mark.slow
 def test_the_same_training_gives_the_same_weights_and_leaves_the_global_generator(
     trained: tuple[SidT5, Progress], code_NL: np.ndarray, sequences: Sequences, tmp_path: Path
 ) -> None:

@@ -65,7 +65,8 @@ POINTS = [
 ]
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+# After one point is before the next one, but for what happens in between.
+@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("module", "name", "nth"), POINTS, ids=[f"{name}-{nth}" for _, name, nth in POINTS])
 def test_a_crash_leaves_current_readable_and_a_retry_finishes(
     tmp_path: Path,

@@ -498,18 +498,20 @@ def test_a_mirror_is_not_cleared_while_a_push_is_under_way(
     """What is half sent is needed by nobody yet; without a lock it would go, and CURRENT would then name what is not whole."""
     root, first, second = index
     push(root, url, second)
-    asked: list[int] = []
+    asked: list[str] = []
     command = ["index", "gc", "--url", url, "--keep", "1", "--set", f"paths.index={root}"]
 
     def clears(name: str) -> None:
-        asked.append(cli.main(command))
+        if not asked:
+            assert cli.main(command) == 2
+        asked.append(name)
         with pytest.raises(BlockingIOError):
             collect(root, url, 1)
 
     with monkeypatch.context() as patch:
         patch.setattr(mirror, "reached", clears)
         push(root, url, first)
-    assert set(asked) == {2} and len(asked) > len(g.read_manifest(root, first).files)
+    assert len(asked) > len(g.read_manifest(root, first).files)
     assert "a push is under way (process" in " ".join(capsys.readouterr().err.split())
     assert pull(url, root.parent / f"{root.name}-copy").generation == first
     shutil.rmtree(root.parent / f"{root.name}-copy")

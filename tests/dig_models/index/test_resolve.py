@@ -41,7 +41,7 @@ def world(items: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return sid_NL, e_ND, code_LKD
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(items=st.integers(1, 90), seed=st.integers(0, 10_000))
 def test_afterwards_a_prefix_has_collisions_only_if_it_has_more_items_than_codes(items: int, seed: int) -> None:
     own_NL, e_ND, code_LKD = world(items, seed)
@@ -84,7 +84,7 @@ def test_ranks_decide_who_keeps_a_sid_and_rows_what_they_leave_open() -> None:
     assert sid_NL[1:].tolist() == [[0, 1], [0, 1], [0, 3]], "what must not move does not, and nobody gets what is kept for others"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), gone=st.floats(0.0, 0.6), days=st.integers(2, 4))
 def test_published_items_keep_their_sids_from_day_to_day(seed: int, gone: float, days: int) -> None:
     """Whoever comes and goes, as long as the model gives an item the same SID; only one that still shared its SID may yet move."""

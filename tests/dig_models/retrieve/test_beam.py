@@ -36,11 +36,15 @@ def slow_scores(retriever: Retriever, requests: RequestTable, b: int, u2t: str, 
     codes_NL = trie.item_codes()
     users = retriever.users(requests, np.array([b]))
     cross_NC = retriever.catalogue(requests, b)
+    own: dict[tuple[int, ...], float] = {}  # items share prefixes
     out = {}
     for row in range(1, len(codes_NL)):
         total = 0.0
         for level in range(trie.levels):
             prefix = codes_NL[row, : level + 1]
+            if (key := tuple(prefix.tolist())) in own:
+                total = total + own[key] if path_score == "sum_log" else own[key]
+                continue
             prefix_RD = model.prefix_embeddings(torch.from_numpy(codes_NL[row : row + 1]))[:, level]
             request_R = torch.zeros(1, dtype=torch.int64)
             if u2t == "exact":
@@ -49,8 +53,8 @@ def slow_scores(retriever: Retriever, requests: RequestTable, b: int, u2t: str, 
             else:
                 u2t_RC = model.predict_u2t(users, request_R, prefix_RD)
             logit = model.recall_logit(users, request_R, prefix_RD, u2t_RC, torch.ones(1, dtype=torch.int64))
-            own = float(torch.nn.functional.logsigmoid(logit.double())[0])
-            total = total + own if path_score == "sum_log" else own
+            own[key] = float(torch.nn.functional.logsigmoid(logit.double())[0])
+            total = total + own[key] if path_score == "sum_log" else own[key]
         out[row] = total
     return out
 

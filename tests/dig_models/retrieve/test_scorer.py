@@ -69,7 +69,7 @@ def rows_of(scorer: PrefixScorer, trie: Trie, level: int, requests: int, node_R:
     )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shape=SHAPES, seed=st.integers(0, 2**31), mlp=st.booleans(), hot=st.booleans())
 @torch.no_grad()
 def test_the_factored_scorer_gives_the_logits_of_the_model(

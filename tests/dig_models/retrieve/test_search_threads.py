@@ -66,9 +66,20 @@ def draw_search(data: st.DataObject, rng: np.random.Generator) -> tuple[np.ndarr
     return index_B, options
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_several_threads_answer_as_one(world: World, data: st.DataObject) -> None:
+    threads_answer_as_one(world, data)
+
+
+@pytest.mark.slow
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_several_threads_answer_as_one_whatever_is_asked(world: World, data: st.DataObject) -> None:
+    threads_answer_as_one(world, data)
+
+
+def threads_answer_as_one(world: World, data: st.DataObject) -> None:
     retriever, requests = world
     rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
     asked = [draw_search(data, rng) for _ in range(2 * THREADS)]

@@ -26,7 +26,7 @@ def slow_prefixes(codes_NL: np.ndarray, level: int) -> dict[tuple[int, ...], lis
 
 
 @given(CODES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_every_prefix_is_one_range_of_the_sorted_items(codes_NL: np.ndarray) -> None:
     trie = Trie.build(codes_NL)
     trie.check(len(codes_NL) - 1)
@@ -39,7 +39,7 @@ def test_every_prefix_is_one_range_of_the_sorted_items(codes_NL: np.ndarray) -> 
 
 
 @given(CODES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_children_extend_their_parent_by_one_code(codes_NL: np.ndarray) -> None:
     trie = Trie.build(codes_NL)
     for level in range(trie.levels - 1):
@@ -50,13 +50,13 @@ def test_children_extend_their_parent_by_one_code(codes_NL: np.ndarray) -> None:
 
 
 @given(CODES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_item_codes_are_those_the_trie_was_built_from(codes_NL: np.ndarray) -> None:
     assert np.array_equal(Trie.build(codes_NL).item_codes(), codes_NL)
 
 
 @given(CODES, st.integers(0, 2**32 - 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_a_prefix_is_alive_just_if_an_allowed_item_lies_under_it(codes_NL: np.ndarray, seed: int) -> None:
     allowed_N = np.random.default_rng(seed).random(len(codes_NL)) < 0.3
     trie = Trie.build(codes_NL)
@@ -65,7 +65,7 @@ def test_a_prefix_is_alive_just_if_an_allowed_item_lies_under_it(codes_NL: np.nd
 
 
 @given(CODES, st.integers(0, 2**32 - 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_prefix_means_are_the_mean_over_the_items_of_each_prefix(codes_NL: np.ndarray, seed: int) -> None:
     cross_NC = np.random.default_rng(seed).gamma(0.5, 2.0, (len(codes_NL), 4)).astype(np.float32)
     cross_NC[0] = 1e6  # the unknown item must not count

@@ -17,6 +17,7 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 ASKED = [("/v1/retrieve", "POST"), ("/v1/rank", "POST")]
 PLAIN = [("/health", "GET"), ("/ready", "GET"), ("/metrics", "GET"), ("/v1/generation", "GET")]
 # The document is the test's input: what is drawn from it is the same in every run.
+pytestmark = pytest.mark.slow
 bounded = settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 

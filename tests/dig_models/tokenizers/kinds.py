@@ -25,14 +25,15 @@ LEVELS, CODES, USERS = 3, 8, 80
 
 _DIGER = {"layers": 1, "dim": 16, "feed_forward": 32, "heads": 2, "head_dim": 8, "history": 6, "epochs": 2, "batch": 64, "warmup_steps": 5}
 _RQVAE = RqVaeSettings(epochs=30, batch=64, hidden=(32,), latent=8)
+_SHORT = _RQVAE.model_copy(update={"epochs": 10})
 
 QUICK: dict[str, dict[str, Any]] = {
     "dig": {},
-    "diger": {"settings": DigerSettings(rqvae=_RQVAE, **_DIGER)},
+    "diger": {"settings": DigerSettings(rqvae=_SHORT, **_DIGER)},
     "resid": {"settings": FamaeSettings(dim=16, layers=1, heads=2, hidden=32, batch=32, length=8, epochs=3)},
     "rkmeans": {},
     "rqvae": {"settings": _RQVAE},
-    "unisid": {"settings": UniSidSettings(dim=16, heads=2, layers=1, epochs=15, batch=64, lr=3e-3)},
+    "unisid": {"settings": UniSidSettings(dim=16, heads=2, layers=1, epochs=8, batch=64, lr=3e-3)},
 }
 PENDING: tuple[str, ...] = ()
 """Kinds that the registry knows by name and whose module is not there yet; whoever adds one moves its name to ``QUICK``."""

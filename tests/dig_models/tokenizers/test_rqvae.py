@@ -46,7 +46,7 @@ def test_what_is_no_preset_or_does_not_fit_is_refused() -> None:
         RqVaeSettings(hidden=())
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", [pytest.param(p, marks=pytest.mark.slow) if p == "tiger" else p for p in sorted(PRESETS)])
 def test_every_preset_learns_and_comes_back_with_its_settings(name: str, spec: FeatureSpec, items: ItemTable, tmp_path: Path) -> None:
     epochs = 100 if name == "tiger" else 20  # Adagrad with what it sums up from the start is slow to begin with
     settings = RqVaeSettings.preset(name, epochs=epochs, batch=32, clusters=4)

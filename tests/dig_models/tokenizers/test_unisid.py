@@ -25,6 +25,7 @@ from dig_models.tokenizers.unisid_network import Inputs, balance, contrast, hidd
 from dig_models.tokenizers.unisid_text import TextEncoder, TextEncoderError
 
 QUICK = UniSidSettings(dim=16, heads=2, layers=1, epochs=15, batch=64, lr=3e-3)
+SHORT = QUICK.model_copy(update={"epochs": 4})
 LEVELS, CODES = 3, 8
 
 
@@ -123,6 +124,7 @@ def test_the_balance_term_is_one_for_a_collapsed_level_and_least_for_codes_evenl
     assert term(even) < term(repeated) < term(collapsed)
 
 
+@pytest.mark.slow
 def test_without_the_balance_term_codes_collapse_to_the_categories_and_with_it_they_do_not(graded: tuple[FeatureSpec, ItemTable]) -> None:
     spec, items = graded
     settings = QUICK.model_copy(update={"epochs": 25})
@@ -201,7 +203,7 @@ def test_the_order_of_an_item_s_words_says_nothing_and_its_id_neither(fitted: Un
 
 def test_a_bucket_that_the_fit_has_not_shown_reads_as_missing(spec: FeatureSpec, items: ItemTable) -> None:
     given = ContentVectors.fit(items, spec, seed=0)
-    made = UniSid.fit(items, spec, levels=2, codes=4, seed=1, content=replace(given, component_VD=0 * given.component_VD), settings=QUICK)
+    made = UniSid.fit(items, spec, levels=2, codes=4, seed=1, content=replace(given, component_VD=0 * given.component_VD), settings=SHORT)
     unseen = next(b for b in range(1, 16) if b not in items.fields["brand"])
     without, new = (replace(items, fields={**items.fields, "brand": np.full(len(items), b)}) for b in (0, unseen))
     np.testing.assert_array_equal(made.embed(without), made.embed(new))
@@ -218,7 +220,7 @@ def test_a_catalogue_without_categories_words_or_numbers_still_gets_codes(spec: 
     for field in (FieldSpec(name="brand", buckets=16), FieldSpec(name="tags", kind="multi", buckets=32)):
         one = FeatureSpec.model_validate(spec.model_dump() | {"item_fields": [field.model_dump()]})
         table = replace(items, fields={field.name: items.fields[field.name]}, numbers={})
-        code_NL = UniSid.fit(table, one, levels=2, codes=4, seed=0, settings=QUICK).encode(table)
+        code_NL = UniSid.fit(table, one, levels=2, codes=4, seed=0, settings=SHORT).encode(table)
         assert len(np.unique(code_NL[1:], axis=0)) > 4
 
 

@@ -167,6 +167,7 @@ def test_a_sid_of_one_level_works_too(spec: FeatureSpec, items: ItemTable, batch
     assert found.rows > batch.rows and bool((found.item_R > 0).all())
 
 
+@pytest.mark.slow
 def test_training_with_hard_negatives_sees_more_rows_once_there_are_codebooks(tiny: Tiny, world: World) -> None:
     rows, weights = {}, {}
     hard = {"hard_negatives": 3, "hard_beam": 2, "epochs": 1}

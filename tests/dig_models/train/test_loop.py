@@ -34,6 +34,7 @@ def test_training_twice_with_one_seed_gives_the_same_bits(tiny: Tiny, world: Wor
     assert untimed(record) == untimed(trained[1])
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_model(tiny: Tiny, world: World, trained: tuple[Dig, Record, list[Told]]) -> None:
     from dataclasses import replace
 
@@ -61,7 +62,10 @@ class Cut(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("at", [3, 7, 12, 17, 25])
+SLOW_CUTS = [pytest.param(at, marks=pytest.mark.slow) for at in (3, 12, 17, 25)]
+
+
+@pytest.mark.parametrize("at", [7, *SLOW_CUTS])
 def test_an_interrupted_training_ends_with_the_bits_of_a_whole_one(
     tiny: Tiny, world: World, trained: tuple[Dig, Record, list[Told]], at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +151,7 @@ def test_moments_of_reset_codes_start_afresh(tiny: Tiny, world: World, monkeypat
             seen.append(float(moments["exp_avg"][rows].abs().max() + moments["exp_avg_sq"][rows].abs().max()))
 
     monkeypatch.setattr(loop._Run, "_move_codebooks", watched)
-    fit(tiny.setup(world, model=tiny.model(codes=40, dead_code_steps=1), checkpoints="resets"), world)
+    fit(tiny.setup(world, model=tiny.model(codes=40, dead_code_steps=1), checkpoints="resets", epochs=1), world)
     assert seen and max(seen) == 0.0
 
 

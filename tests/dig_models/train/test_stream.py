@@ -158,6 +158,7 @@ def peak_of_an_epoch(stream: ExampleStream) -> int:
     return peak
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_files(tiny: Tiny, tmp_path: Path) -> None:
     """Ten times the files take no more memory than a fifth above; the row groups are large enough to be what is measured."""
     table = pa.concat_tables([example_table(tiny.spec, tiny.items, tiny.store, synthetic.DAY, 40, seed=s) for s in range(2)] * 8)

@@ -51,6 +51,7 @@ def test_codes_of_items_that_stay_are_kept_and_new_items_get_codes(tiny: Tiny, a
     assert torch.equal(model.mixer.state_dict()[k := next(iter(model.mixer.state_dict()))], ancestor.model.mixer.state_dict()[k])
 
 
+@pytest.mark.slow
 def test_a_warm_training_keeps_the_codes_of_known_items_and_can_be_told_to_move_them(tiny: Tiny, ancestor: Bundle, world: World) -> None:
     codes = {}
     for choice in ("keep", "move"):
