@@ -14,6 +14,8 @@ from benchmarks import beam, negatives
 from benchmarks.judging import Judged
 from dig_models.evaluate.lists import Contender, Search, recommend_all
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
@@ -60,7 +62,6 @@ def test_recall_is_that_of_the_evaluation(judged: Judged) -> None:
         (negatives, ["--requests", "10"]),
     ],
 )
-@pytest.mark.slow
 def test_the_programs_write_figures_and_plot(
     judged: Judged, program: object, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ def found(tmp_path_factory):
         return quality.compare(world.config, ew.DAY, [world.config.train.seed], None, ()), world, bundle
 
 
+@pytest.mark.slow
 def test_all_rankers_are_judged_on_the_same_rows(found):
     figures, world, bundle = found
     window = world.config.run_window(ew.DAY)
@@ -39,11 +40,13 @@ def test_all_rankers_are_judged_on_the_same_rows(found):
     assert figures["methods"]["base"]["auc"] == pytest.approx(auc)
 
 
+@pytest.mark.slow
 def test_a_model_less_itself_is_exactly_zero_and_so_is_its_interval(found):
     assert found[0]["differences"]["dig_minus_base"] == {"auc": 0.0, "auc_ci": (0.0, 0.0)}
     assert found[0]["limits"]["auc_not_more_than_0.002_below_base"]
 
 
+@pytest.mark.slow
 def test_trees_learn_from_the_training_days(found):
     assert found[0]["methods"]["trees"]["auc"] > 0.7
 
@@ -152,5 +155,6 @@ def test_days_without_a_request_are_refused(tmp_path):
         judging.Judged.open(world.config, ew.DAY, 5, part="validation")
 
 
+@pytest.mark.slow
 def test_the_figures_are_drawn(found):
     assert quality.plot(found[0]).get_axes()

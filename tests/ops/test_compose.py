@@ -99,6 +99,7 @@ def test_what_is_published_is_published_on_loopback(services):
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
 
 
+@pytest.mark.slow
 def test_the_secrets_that_it_asks_for_can_be_drawn():
     command = [sys.executable, "-m", "ops", "secrets"]
     drawn = [subprocess.run(command, cwd=PROJECT, env=os.environ, capture_output=True, text=True, check=True).stdout for _ in range(2)]

@@ -42,7 +42,7 @@ def index(tmp_path_factory: pytest.TempPathFactory, release: Release, next_relea
     return root, publish(root, release), publish(root, next_release)
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(params=[pytest.param("memory", marks=pytest.mark.slow), "file"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "file":
         yield f"file://{tmp_path}/mirror"

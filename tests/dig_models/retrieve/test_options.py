@@ -68,7 +68,7 @@ def slow_search(
     return [i for leaf in ranked for i in sorted(rows[leaf]) if good[i]][:limit]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_every_option_agrees_with_dense_scoring_of_all_prefixes(world: World, data: st.DataObject) -> None:
     retriever, requests, dense = world

@@ -37,7 +37,7 @@ def when(days: int, seconds: int = 0) -> int:
     return (synthetic.day_number(synthetic.DAY + timedelta(days=1)) - days) * SECONDS_PER_DAY + seconds
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_exact_u2t_is_the_mean_over_the_catalogue(spec: FeatureSpec, catalogue: tuple[ItemTable, CrossStore], data: st.DataObject) -> None:
     items, store = catalogue

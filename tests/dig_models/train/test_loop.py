@@ -27,6 +27,7 @@ def trained(tiny: Tiny, world: World) -> tuple[Dig, Record, list[Told]]:
     return setup.model, fit(setup, world, told.append), told
 
 
+@pytest.mark.slow
 def test_training_twice_with_one_seed_gives_the_same_bits(tiny: Tiny, world: World, trained: tuple[Dig, Record, list[Told]]) -> None:
     again = tiny.setup(world, checkpoints="again")
     record = fit(again, world)

@@ -83,6 +83,7 @@ def test_a_model_of_other_features_is_refused(tiny: Tiny, ancestor: Bundle) -> N
         warm_start(model, ancestor, tiny.items)
 
 
+@pytest.mark.slow
 def test_what_was_shown_to_the_ancestor_is_taken_over_with_its_encoder(tiny: Tiny, world: World) -> None:
     before = tiny.model()
     fit(tiny.setup(world, model=before, checkpoints="shown"), world)
@@ -263,6 +264,7 @@ def test_a_damaged_reserve_is_named(tiny: Tiny, ancestor: Bundle, tmp_path: Path
         load_bundle(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_item_published_after_training_keeps_its_sid_when_it_is_trained_on(tiny: Tiny, ancestor: Bundle, world: World) -> None:
     """Published with the first model, unknown to the training of the second, part of the training of the third."""
     later = synthetic.make_items(tiny.spec, [*(f"i{n}" for n in range(60)), "new-1", "new-2"])
