@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dig_models.bundle import Bundle
 from dig_models.dig import Dig
@@ -16,10 +17,18 @@ from dig_models.items import ItemTable
 from dig_models.quantize.align import inverse, labels_for, renamed
 from dig_models.quantize.known import KnownSids
 
+READ = ("norm_u2i.", "norm_u2t.", "mixer.cross.down.", "mixer.experts.gate.weight", "mixer.experts.first.weight", "mixer.wide.")
+"""Tensors whose last axis ends with ``c_uv``: its norms, and the layers that read the Mixer's input, which it closes."""
+GIVEN = ("mixer.cross.up.", "u2t_head.out.")
+"""Tensors whose first axis does: the cross layers' way back to their input, and what MLP_u2t says in its place."""
+
 
 @torch.no_grad()
 def warm_start(model: Dig, ancestor: Bundle, items: ItemTable, everyone: ItemTable | None = None) -> bool:
     """Copy every tensor of the ancestor that has the same name and shape; ``model`` then has the catalogue ``items``.
+
+    Where one of them reads the affinity and the other does not, that column of ``c_uv`` alone is left out: what is new begins without
+    weight, so the model scores as the ancestor did until it has learned to use it, and what is gone is dropped.
 
     Codes and codebooks are copied all together or not at all. Items that the ancestor did not know get the codes nearest to its
     embedding of them, which are those that it was published with if it was published for their day.
@@ -39,6 +48,8 @@ def warm_start(model: Dig, ancestor: Bundle, items: ItemTable, everyone: ItemTab
     model.spec.require(ancestor.spec.digest, "the model to start from")
     model.set_items(ancestor.items)
     own, old = model.state_dict(), ancestor.model.state_dict()
+    if model.config.affinity.enabled != ancestor.model.config.affinity.enabled:
+        old = {name: _refitted(name, value, own[name]) if name in own else value for name, value in old.items()}
     fits = {name for name, value in own.items() if name in old and old[name].shape == value.shape}
     addressing = {name for name in own if name.startswith("quantizer.") or name == "code_NL"}
     kept = addressing <= fits and bool(ancestor.model.quantizer.built)
@@ -57,6 +68,25 @@ def warm_start(model: Dig, ancestor: Bundle, items: ItemTable, everyone: ItemTab
         settle(model, items if everyone is None else everyone)
     model.set_items(items)
     return kept
+
+
+def _refitted(name: str, old: Tensor, own: Tensor) -> Tensor:
+    """A tensor of a model with one column of ``c_uv`` more or less, the last, as one of the shape of ``own``; others as they are.
+
+    A new column of the norms and of MLP_u2t is as ``own`` has it; the Mixer's is 0, so nothing of it reaches a logit.
+    """
+    if not name.startswith((*READ, *GIVEN)):
+        return old
+    axis = 0 if name.startswith(GIVEN) else old.dim() - 1
+    if old.dim() != own.dim() or abs(old.shape[axis] - own.shape[axis]) != 1:
+        return old
+    shared = min(old.shape[axis], own.shape[axis])
+    fitted = torch.zeros_like(own) if name.startswith("mixer.") else own.clone()
+    before, after = old.narrow(axis, 0, shared), fitted.narrow(axis, 0, shared)
+    if before.shape != after.shape:
+        return old  # other sizes differ too
+    after.copy_(before)
+    return fitted
 
 
 @torch.no_grad()

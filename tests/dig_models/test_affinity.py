@@ -329,6 +329,76 @@ def test_a_model_that_reads_affinity_starts_from_one_that_does_not_and_keeps_its
     assert young.norm_u2i.mean_SC.shape[1] == spec.cross_width + 1
 
 
+def answers(model: Dig, spec: FeatureSpec, items: ItemTable, store: CrossStore, requests: RequestTable) -> dict[str, torch.Tensor]:
+    """Log-odds of every item, and of its whole SID with crosses of both kinds, for every request; and what MLP_u2t says."""
+    retriever, index_B = Retriever.of(model, spec, items, store), np.arange(len(requests))
+    with torch.no_grad():
+        users, rows = retriever.users(requests, index_B), torch.arange(1, len(items))
+        request_R, item_R = torch.arange(len(requests)).repeat_interleave(len(rows)), rows.repeat(len(requests))
+        cross_RC = torch.from_numpy(np.concatenate([retriever.catalogue(requests, b)[1:] for b in index_B]))
+        prefix_RD, domain_R = model.prefix_embeddings(model.code_NL[item_R])[:, -1], (item_R % 2).long()
+        u2t_RC = model.predict_u2t(users, request_R, prefix_RD)
+        return {
+            "rank": model.rank_logit(users, request_R, model.encode_items(item_R), cross_RC, domain_R),
+            "recall": model.recall_logit(users, request_R, prefix_RD, cross_RC, domain_R),
+            "mlp": model.recall_logit(users, request_R, prefix_RD, u2t_RC, domain_R),
+            "u2t": u2t_RC[:, : spec.cross_width],
+        }
+
+
+def test_a_model_that_begins_to_read_affinity_scores_as_its_ancestor_and_learns_to_use_it(
+    spec: FeatureSpec, items: ItemTable, neighbours: Neighbours, store: CrossStore, requests: RequestTable
+) -> None:
+    ancestor = synthetic.make_bundle(spec, items, cross_layers=2)
+    ancestor.model.norm_u2i.mean_SC.fill_(0.3)
+    ancestor.model.norm_u2t.var_SC.fill_(2.0)
+    config = ancestor.model.config.model_copy(update={"affinity": AffinityConfig(enabled=True)})
+    young = Dig(config, spec, seed=11)
+    head = young.u2t_head.out.weight[-1].clone()
+    young.neighbours = neighbours
+    assert warm_start(young, ancestor, items)
+    assert torch.equal(young.u2t_head.out.weight[-1], head)
+    for norm in (young.norm_u2i, young.norm_u2t):
+        assert (norm.weight[-1].item(), norm.bias[-1].item()) == (1.0, 0.0)
+        assert norm.mean_SC[:, -1].tolist() == [0.0, 0.0] and norm.var_SC[:, -1].tolist() == [1.0, 1.0]
+    want, found = (answers(one, spec, items, store, requests) for one in (ancestor.model, young))
+    for name, want_X in want.items():
+        torch.testing.assert_close(found[name], want_X, rtol=0, atol=1e-5, msg=lambda told, name=name: f"{name}: {told}")
+    lookup = pair_lookup(store, spec)
+    batch = collate(
+        requests, np.arange(1, 8), spec=spec, items=items, lookup=lookup, keep_rate=1.0, random_negatives=9,
+        rng=np.random.default_rng(0), affinity=young.affinity,
+    )  # fmt: skip
+    young(batch, "joint", lookup)["total"].backward()
+    for layer in (young.mixer.wide, young.mixer.experts.first, young.mixer.experts.gate, young.mixer.cross.down[0]):
+        assert layer.weight.grad is not None
+        assert not layer.weight[:, -1].any() and layer.weight.grad[:, -1].any()
+
+
+def test_a_model_that_reads_affinity_no_more_scores_as_its_ancestor_where_that_said_nothing(
+    spec: FeatureSpec, items: ItemTable, neighbours: Neighbours, store: CrossStore, requests: RequestTable
+) -> None:
+    ancestor = synthetic.make_bundle(spec, items, affinity={"enabled": True})
+    ancestor.model.neighbours = neighbours
+    with torch.no_grad():
+        for norm in (ancestor.model.norm_u2i, ancestor.model.norm_u2t):
+            norm.weight[-1], norm.bias[-1] = 0.0, 0.0  # what it reads of the affinity is 0, whatever the Mixer makes of it
+    young = Dig(ancestor.model.config.model_copy(update={"affinity": AffinityConfig()}), spec, seed=11)
+    assert warm_start(young, ancestor, items)
+    want, found = (answers(one, spec, items, store, requests) for one in (ancestor.model, young))
+    for name, want_X in want.items():
+        torch.testing.assert_close(found[name], want_X, rtol=0, atol=1e-5, msg=lambda told, name=name: f"{name}: {told}")
+
+
+def test_a_model_of_another_width_takes_no_column_of_the_mixer_over(spec: FeatureSpec, items: ItemTable, neighbours: Neighbours) -> None:
+    ancestor = synthetic.make_bundle(spec, items)
+    young = Dig(ancestor.model.config.model_copy(update={"affinity": AffinityConfig(enabled=True), "dim": 16}), spec, seed=11)
+    before = {name: value.clone() for name, value in young.mixer.state_dict().items()}
+    assert not warm_start(young, ancestor, items)
+    assert [name for name, value in young.mixer.state_dict().items() if value.shape[-1] > 16 and not torch.equal(value, before[name])] == []
+    assert torch.equal(young.norm_u2i.weight[:-1], ancestor.model.norm_u2i.weight), "crosses are the same, whatever the width"
+
+
 def test_models_with_and_without_affinity_are_judged_side_by_side_as_each_is_alone(
     spec: FeatureSpec, items: ItemTable, model: Dig, store: CrossStore, requests: RequestTable
 ) -> None:
