@@ -12,8 +12,10 @@ Shape suffixes: ``S`` bootstrap replicates, ``U`` users, ``Q`` requests, ``N`` c
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -24,11 +26,12 @@ import numpy as np
 
 from benchmarks.ablation_rows import Row
 from benchmarks.judging import Floats, Ints, Judged, Part, changes_of, judged_days, trained
-from dig_models.bundle import Bundle
+from dig_models.bundle import NEIGHBOURS, Bundle
 from dig_models.config import LAUNCH, Strict
 from dig_models.evaluate import bootstrap, ranking, sid_quality
 from dig_models.evaluate.lists import VARIANTS, Contender, Lists, Search, recommend_all
 from dig_models.evaluate.scoring import Rows, exposed_rows, rank_rows, score_rows
+from dig_models.files import replacing
 from dig_models.index.resolve import publish
 from dig_models.quantize.known import write_sids
 from dig_models.retrieve.options import U2t
@@ -38,6 +41,7 @@ from jobs.config import Config, ConfigError, load
 from jobs.dataset_config import digest_of
 from jobs.evaluate import Draws, finite
 from jobs.lake import Lake, code_digest
+from jobs.neighbours import key_of, neighbours
 from jobs.runs import write_json
 from jobs.tokenizing import encoded, fitted
 from jobs.train_inputs import CODE, lake_inputs
@@ -176,7 +180,8 @@ class Run:
         since = time.perf_counter()
         sets, spent = self._with_sids()
         (self.place.home / "mlflow").mkdir(parents=True, exist_ok=True)
-        bundle = trained(self.place.day, self.home, self.place.settings, sets, self.home / "train.log")
+        with self._with_neighbours():
+            bundle = trained(self.place.day, self.home, self.place.settings, sets, self.home / "train.log")
         report = json.loads((self.home / "checkpoints" / self.place.day.isoformat() / "train.json").read_text())
         record = {
             "key": self.key,
@@ -192,6 +197,22 @@ class Run:
         cleaned: dict[str, Any] = finite(record)
         write_json(self.file, cleaned)
         return cleaned
+
+    @contextmanager
+    def _with_neighbours(self) -> Iterator[None]:
+        """Lay the affinity's matrix where the training looks for it, if it reads one: fitted once for all rows and seeds that share it."""
+        if not self.config.model.affinity.enabled:
+            yield
+            return
+        inputs = lake_inputs(self.config, self.place.day)
+        kept = self.place.home / "neighbours" / f"{key_of(inputs)[:20]}.safetensors"
+        neighbours(inputs, kept)
+        own = self.home / "checkpoints" / self.place.day.isoformat() / NEIGHBOURS
+        own.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(own) as writing:
+            shutil.copyfile(kept, writing)
+        yield
+        own.unlink(missing_ok=True)  # of a training that was done
 
     def _with_sids(self) -> tuple[list[str], float]:
         """Overrides with the file of SIDs, made by the row's tokenizer from the items that training shows; and the seconds it took.

@@ -47,8 +47,11 @@ def _is_no_space(error: Exception) -> bool:
     return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or bool(_NO_SPACE.search(str(error)))
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Replace a file by one with this text; a reader sees the old or the new one, whole, also after a power cut.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A hidden file to write, which takes the place of ``path`` when the block ends.
+
+    A reader sees the old file or the new one, whole, also after a power cut. Each process writes one of its own: the last one wins.
 
     Raises:
         DiskFull: there was no space; the old file stays.
@@ -58,16 +61,22 @@ def replace_text(path: Path, text: str) -> None:
             left.unlink(missing_ok=True)  # its writer was killed
     temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}")
     try:
-        with naming_full_disk(path), temporary.open("w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
+        with naming_full_disk(path):
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
             reached("file.written")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     reached("file.replaced")
     sync_dir(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file by one with this text, as ``replacing`` does; it raises the same."""
+    with replacing(path) as writing:
+        writing.write_text(text, encoding="utf-8")
 
 
 def _is_alive(pid: int) -> bool:

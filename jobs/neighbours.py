@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from dig_models.affinity import Neighbours
-from dig_models.files import naming_full_disk
+from dig_models.files import replacing
 from jobs.lake import code_digest
 from jobs.train_inputs import TrainInputs, neighbour_catalogue, neighbour_days
 
@@ -25,21 +25,19 @@ KEY = "key"
 
 
 def neighbours(inputs: TrainInputs, file: Path) -> Neighbours:
-    """Fit them, or read those that a training which was cut short had fitted from the same events by the same settings.
+    """Fit them, or read those that were fitted before from the same events by the same settings, as by a training which was cut short.
 
     Args:
         inputs: of the training.
-        file: where they are kept until the bundle holds them; appears whole or not at all.
+        file: where they are kept until the bundle holds them; appears whole or not at all, whoever else writes it.
     """
-    key = _key(inputs)
+    key = key_of(inputs)
     if Neighbours.about(file).get(KEY) == key:
         return Neighbours.load(file)
     found = _fitted(inputs)
     file.parent.mkdir(parents=True, exist_ok=True)
-    writing = file.with_name(f".{file.name}")
-    with naming_full_disk(file):
+    with replacing(file) as writing:
         found.save(writing, **{KEY: key})
-    writing.replace(file)
     return found
 
 
@@ -65,8 +63,8 @@ def _fitted(inputs: TrainInputs) -> Neighbours:
     return found
 
 
-def _key(inputs: TrainInputs) -> str:
-    """Digest of all that decides them."""
+def key_of(inputs: TrainInputs) -> str:
+    """Digest of all that decides them: events, catalogue, settings and code."""
     facts = {
         "settings": inputs.config.model.affinity.model_dump(mode="json"),
         "events": inputs.inputs["u2i_daily"],

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from dig_models import faults
-from dig_models.files import DiskFull, exclusive, naming_full_disk, replace_text
+from dig_models.files import DiskFull, exclusive, naming_full_disk, replace_text, replacing
 
 
 def test_a_replacement_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
@@ -39,6 +39,22 @@ def test_what_a_killed_writer_left_goes_with_the_next_replacement_and_a_living_o
         path.write_text("half")
     replace_text(tmp_path / "a.json", "new")
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "a.json", alive, elsewhere])
+
+
+def test_of_two_processes_that_replace_a_file_at_once_neither_leaves_half_of_it(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    with replacing(path) as mine:
+        mine.write_bytes(b"mine, half")
+        monkeypatch.setattr("dig_models.files.os.getpid", os.getppid)  # another process that lives
+        with replacing(path) as other:
+            other.write_bytes(b"other")
+        monkeypatch.undo()
+        assert path.read_bytes() == b"other" and mine.is_file()
+        mine.write_bytes(b"mine")
+    assert path.read_bytes() == b"mine" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(ZeroDivisionError), replacing(path) as mine:
+        mine.write_bytes(bytes([mine.write_bytes(b"no") // 0]))
+    assert path.read_bytes() == b"mine" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_lock_says_who_holds_it(tmp_path):

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pytest
 import torch
 
+from benchmarks.ablation_rows import ROWS
+from benchmarks.ablation_runs import Place, Run
 from dig_models.affinity import Neighbours
 from dig_models.bundle import NEIGHBOURS, Bundle, load_bundle
 from dig_models.config import RetrieveConfig
@@ -120,6 +122,28 @@ def test_a_training_that_was_cut_short_takes_the_matrix_that_is_there_and_no_oth
     neighbours(train_inputs(config, aw.DAY), file)
     assert fits == [7.0, 5.0]
     assert [p.name for p in file.parent.iterdir()] == [NEIGHBOURS]
+
+
+def test_rows_of_the_ablation_that_need_the_same_matrix_have_it_fitted_once(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits: list[float] = []
+    fit = Neighbours.fit
+    monkeypatch.setattr(Neighbours, "fit", lambda *a, ridge, keep: fits.append(ridge) or fit(*a, ridge=ridge, keep=keep))
+    sets = (f"paths.home={config.paths.home}", *tw.SETS, "model.affinity.ridge=5")
+    place = Place(config=tw.settings(Path(config.paths.home)), day=aw.DAY, settings=None, sets=sets, home=tmp_path / "ablation")
+    want = neighbours(train_inputs(config, aw.DAY), tmp_path / NEIGHBOURS)
+    for name, seed in (("affinity", 1), ("affinity", 2), ("affinity_popular", 1), ("dig", 1)):
+        one = Run(place=place, row=ROWS[name], seed=seed)
+        file = one.home / "checkpoints" / aw.DAY.isoformat() / NEIGHBOURS
+        with one._with_neighbours():
+            assert file.is_file() == (name != "dig")
+            if name != "dig":
+                found = neighbours(train_inputs(one.config, aw.DAY), file)  # as its training asks for it
+                np.testing.assert_array_equal(found.weight_X, want.weight_X)
+        assert not file.exists(), "a training that was done leaves it"
+    assert fits == [5.0, 5.0], "one beforehand, one for all rows and seeds"
+    assert len(list((place.home / "neighbours").iterdir())) == 1
 
 
 @pytest.mark.slow
