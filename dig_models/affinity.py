@@ -29,6 +29,9 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 BLOCK = 512
 """Items of the matrix, or requests, that are dense at a time."""
+FULL = 8
+"""Sums with at least one entry in so many places are looked up in a dense matrix, others among the entries: both in time and memory
+of the order of the entries, however large the catalogue."""
 _PARTS = {"hash_N": np.int64, "start": np.int64, "item_X": np.int32, "weight_X": np.float32}
 
 
@@ -165,20 +168,41 @@ class Affinity:
         Args:
             history_BH: item rows, 0 where a slot holds nothing or an unknown item.
         """
-        request_X, slot_X = np.nonzero(history_BH)
-        ones_X = np.ones(len(request_X), dtype=np.float32)
-        held_BN = csr_matrix((ones_X, (request_X, history_BH[request_X, slot_X])), shape=(len(history_BH), self.to_NN.shape[0]))
-        found: Floats = np.sqrt((held_BN @ self.to_NN).toarray())  # weights are positive, and so are their sums
+        found: Floats = np.sqrt(self._sums(history_BH).toarray())
         return found
 
     def pairs(self, history_BH: Ints, request_P: Ints, item_P: Ints) -> Floats:
-        """Affinity of pairs of a row of ``history_BH`` and an item row, float32 ``(P,)``."""
+        """Affinity of pairs of a row of ``history_BH`` and an item row, float32 ``(P,)``; see ``FULL`` for what it costs."""
         out_P = np.zeros(len(item_P), dtype=np.float32)
         for first in range(0, len(history_BH), BLOCK):
             mine = np.flatnonzero((request_P >= first) & (request_P < first + BLOCK))
             if len(mine):
-                out_P[mine] = self.catalogue(history_BH[first : first + BLOCK])[request_P[mine] - first, item_P[mine]]
+                sums_BN = self._sums(history_BH[first : first + BLOCK])
+                out_P[mine] = np.sqrt(_at(sums_BN, request_P[mine] - first, item_P[mine]))
         return out_P
+
+    def _sums(self, history_BH: Ints) -> csr_matrix:
+        """What the slots of each history say of the items that they speak for, ``(B, N)``; weights are positive, and so are their sums."""
+        request_X, slot_X = np.nonzero(history_BH)
+        ones_X = np.ones(len(request_X), dtype=np.float32)
+        held_BN = csr_matrix((ones_X, (request_X, history_BH[request_X, slot_X])), shape=(len(history_BH), self.to_NN.shape[0]))
+        return held_BN @ self.to_NN
+
+
+def _at(matrix_BN: csr_matrix, row_P: Ints, column_P: Ints) -> Floats:
+    """Entries of a sparse matrix, 0 where it has none, ``(P,)``."""
+    if matrix_BN.nnz * FULL > matrix_BN.shape[0] * matrix_BN.shape[1]:
+        full_P: Floats = matrix_BN.toarray()[row_P, column_P]
+        return full_P
+    matrix_BN.sort_indices()
+    width = matrix_BN.shape[1]
+    place_X = np.repeat(np.arange(matrix_BN.shape[0], dtype=np.int64), np.diff(matrix_BN.indptr)) * width + matrix_BN.indices
+    out_P = np.zeros(len(row_P), dtype=np.float32)
+    if len(place_X):
+        place_P = row_P * width + column_P
+        at_P = np.minimum(np.searchsorted(place_X, place_P), len(place_X) - 1)
+        out_P = np.where(place_X[at_P] == place_P, matrix_BN.data[at_P], np.float32(0.0))
+    return out_P
 
 
 class LastAffinity:

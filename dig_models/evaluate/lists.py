@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dig_models.affinity import beside
 from dig_models.evaluate.retrieval import NONE, own_frequency_list, popularity_list
 from dig_models.features import FeatureSpec
 from dig_models.retrieve.beam import Retrieved, top_items
@@ -126,12 +127,14 @@ def _retrieve(
 ) -> dict[Variant, tuple[Rows, Rows]]:
     retriever, search = contender.retriever, contender.search
     side = retriever.users(requests, part)
-    reranker = _Reranker(retriever, side, retriever.with_affinity(requests, part, cross_GNC))
+    affinity_GN = retriever.affinities(requests, part)
+    own_GNC = cross_GNC if affinity_GN is None else [beside(*one) for one in zip(cross_GNC, affinity_GN, strict=True)]
+    reranker = _Reranker(retriever, side, own_GNC)
     everything = SearchOptions(k=k, beam=search.beam, rerank=search.rerank, u2t=search.u2t, path_score=search.path_score)
     out: dict[Variant, tuple[Rows, Rows]] = {}
     for variant in VARIANTS:
         options = replace(everything, exclude=list(bought)) if variant == "new" else everything
-        found = retriever.paths(requests, part, side, options)
+        found = retriever.paths(requests, part, side, options, affinity_GN)
         reranked = reranker.top(found, search.rerank, k) if search.rerank else found
         out[variant] = _padded(reranked, k), _padded(found, k)
     return out

@@ -1,7 +1,8 @@
 """Retrieve and re-rank: beam search over prefixes, then the ranking path with real crosses on what was retrieved.
 
 One ``Retriever`` holds what depends on model and catalogue alone, so that a request costs its user side, the prefixes that are
-scored and the items that are re-ranked; none of these grows with the catalogue. Evaluation and serving share it.
+scored and the items that are re-ranked; none of these grows with the catalogue. Where the model reads the affinity and prefixes have exact
+crosses, a search adds one row of the catalogue's length for each request, made once. Evaluation and serving share it.
 
 Shape suffixes: ``G`` requests at a time, ``B`` requests asked for, ``N`` catalogue rows, ``J`` items of a request, ``P`` pairs,
 ``R`` rows, ``D`` embedding width, ``C`` model crosses, ``L`` levels.
@@ -181,16 +182,20 @@ class Retriever:
     @torch.no_grad()
     def _search(self, requests: RequestTable, part: Int64, options: SearchOptions) -> Retrieved:
         side = self.users(requests, part)
-        found = self.paths(requests, part, side, options)
+        affinity_GN = self.affinities(requests, part) if options.u2t == "exact" else None
+        found = self.paths(requests, part, side, options, affinity_GN)
         if not options.rerank:
             return found
         request_P, column_P = (at.astype(np.int64) for at in np.nonzero(found.item_GJ))
         item_P = found.item_GJ[request_P, column_P]
-        score_P = self.scores(side, request_P, item_P, self.pairs(requests, part[request_P], item_P))
+        affinity_P = None if affinity_GN is None else affinity_GN[request_P, item_P]
+        score_P = self.scores(side, request_P, item_P, self.pairs(requests, part[request_P], item_P, affinity_P))
         return top_items(request_P, item_P, score_P, len(part), options.k)
 
     @torch.no_grad()
-    def paths(self, requests: RequestTable, part: Int64, side: UserSide, options: SearchOptions) -> Retrieved:
+    def paths(
+        self, requests: RequestTable, part: Int64, side: UserSide, options: SearchOptions, affinity_GN: Floats | None = None
+    ) -> Retrieved:
         """The best ``max(k, rerank)`` items of some requests by their paths, before re-ranking.
 
         Args:
@@ -198,6 +203,7 @@ class Retriever:
             part: positions in it.
             side: ``users`` of these positions.
             options: lists in it hold one entry for each of ``part``.
+            affinity_GN: ``affinities`` of these positions, if they were computed before.
         """
         return beam_search(
             self.scorer,
@@ -205,7 +211,7 @@ class Retriever:
             self.scorer.users(side, mlp=options.u2t == "mlp"),
             beam=options.beam,
             limit=max(options.k, options.rerank),
-            u2t=self._prefix_crosses(requests, part, options.u2t),
+            u2t=self._prefix_crosses(requests, part, options.u2t, affinity_GN),
             path_score=options.path_score,
             filters=self._filters(requests, part, options),
         )
@@ -241,35 +247,31 @@ class Retriever:
     def catalogue(self, requests: RequestTable, request: int) -> Floats:
         """Model crosses ``(N, C)`` of one request with every catalogue row."""
         raw_NW = self.store.catalogue(int(requests.user_B[request]), int(requests.ts_B[request]), int(requests.offer_B[request]))
-        return self.with_affinity(requests, np.array([request]), [self.spec.transform(raw_NW)])[0]
+        cross_NC, affinity_GN = self.spec.transform(raw_NW), self.affinities(requests, np.array([request]))
+        return cross_NC if affinity_GN is None else beside(cross_NC, affinity_GN[0])
 
-    def with_affinity(self, requests: RequestTable, part: Int64, cross_GNC: list[Floats]) -> list[Floats]:
-        """Crosses of some requests with every catalogue row as this model reads them: with the affinity, if it does read it."""
-        affinity_GN = self._affinities(requests, part)
-        return cross_GNC if affinity_GN is None else [beside(*one) for one in zip(cross_GNC, affinity_GN, strict=True)]
-
-    def _affinities(self, requests: RequestTable, part: Int64) -> Floats | None:
+    def affinities(self, requests: RequestTable, part: Int64) -> Floats | None:
         """Affinity of some requests with every catalogue row, ``(G, N)``; None for a model that does not read it."""
         affinity = self.model.affinity
         return None if affinity is None else affinity.catalogue(histories(requests, part, self.spec.history_length)[0])
 
-    def pairs(self, requests: RequestTable, request_P: Int64, item_P: Int64) -> Floats:
-        """Model crosses ``(P, C)`` of pairs of requests and item rows."""
+    def pairs(self, requests: RequestTable, request_P: Int64, item_P: Int64, affinity_P: Floats | None = None) -> Floats:
+        """Model crosses ``(P, C)`` of pairs of requests and item rows; ``affinity_P`` is theirs, if it was computed before."""
         user_P, ts_P, offer_P = requests.user_B[request_P], requests.ts_B[request_P], requests.offer_B[request_P]
         cross_PC, affinity = self.spec.transform(self.store.pairs(user_P, ts_P, offer_P, item_P)), self.model.affinity
         if affinity is None:
             return cross_PC
-        request_B, at_P = np.unique(request_P, return_inverse=True)
-        return beside(cross_PC, affinity.pairs(histories(requests, request_B, self.spec.history_length)[0], at_P, item_P))
+        if affinity_P is None:
+            request_B, at_P = np.unique(request_P, return_inverse=True)
+            affinity_P = affinity.pairs(histories(requests, request_B, self.spec.history_length)[0], at_P, item_P)
+        return beside(cross_PC, affinity_P)
 
-    def _prefix_crosses(self, requests: RequestTable, part: Int64, u2t: U2t) -> PrefixCrosses | None:
+    def _prefix_crosses(self, requests: RequestTable, part: Int64, u2t: U2t, affinity_GN: Floats | None = None) -> PrefixCrosses | None:
         if u2t == "mlp":
             return None
         if u2t == "exact":
-            met, affinity_GN = (
-                self.exact.of(requests.user_B[part], requests.ts_B[part], requests.offer_B[part]),
-                self._affinities(requests, part),
-            )
+            met = self.exact.of(requests.user_B[part], requests.ts_B[part], requests.offer_B[part])
+            affinity_GN = self.affinities(requests, part) if affinity_GN is None else affinity_GN
             if affinity_GN is None:
                 return met
             own = prefix_affinity(affinity_GN, self.trie.order_M, self.trie.start)

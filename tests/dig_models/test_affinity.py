@@ -11,7 +11,7 @@ import synthetic
 import torch
 from scipy.sparse import csr_matrix
 
-from dig_models.affinity import Neighbours, NeighboursError
+from dig_models.affinity import Affinity, Neighbours, NeighboursError
 from dig_models.bundle import NEIGHBOURS, SETTINGS, Bundle, BundleError, load_bundle, save_bundle
 from dig_models.config import AffinityConfig, ModelConfig
 from dig_models.crosses import CrossStore
@@ -19,6 +19,7 @@ from dig_models.dig import Dig
 from dig_models.evaluate.lists import Contender, Search, recommend_all
 from dig_models.features import FeatureSpec
 from dig_models.items import ItemTable
+from dig_models.retrieve.options import U2t
 from dig_models.retrieve.prefix_means import PrefixMeans
 from dig_models.retrieve.rerank import Retriever
 from dig_models.train.data import RequestTable, collate, histories, pair_lookup
@@ -158,7 +159,13 @@ def test_pairs_are_entries_of_the_catalogue_in_any_order(neighbours: Neighbours,
     rng, affinity = np.random.default_rng(0), neighbours.over(items.hash_N)
     history_BH, request_P, item_P = rng.integers(0, len(items), (9, 5)), rng.integers(0, 9, 60), rng.integers(0, len(items), 60)
     monkeypatch.setattr("dig_models.affinity.BLOCK", 4)
-    np.testing.assert_array_equal(affinity.pairs(history_BH, request_P, item_P), affinity.catalogue(history_BH)[request_P, item_P])
+    want_P = affinity.catalogue(history_BH)[request_P, item_P]
+    np.testing.assert_array_equal(affinity.pairs(history_BH, request_P, item_P), want_P)
+    monkeypatch.setattr("dig_models.affinity.FULL", 0)
+    monkeypatch.setattr(csr_matrix, "toarray", lambda self: pytest.fail("a row of the catalogue's length was made"))
+    np.testing.assert_array_equal(affinity.pairs(history_BH, request_P, item_P), want_P)
+    assert 0 < np.count_nonzero(want_P) < len(want_P)
+    np.testing.assert_array_equal(affinity.pairs(np.zeros_like(history_BH), request_P, item_P), np.zeros(len(item_P)))
 
 
 def test_a_file_of_neighbours_comes_back_as_it_was_and_a_broken_one_is_named(neighbours: Neighbours, tmp_path: Path) -> None:
@@ -234,6 +241,26 @@ def test_exact_crosses_of_prefixes_hold_the_mean_affinity_of_their_items(retriev
         for level, want_PC in enumerate(want):
             node_R = np.arange(0, len(want_PC), 2)
             np.testing.assert_allclose(u2t(level, np.full(len(node_R), g), node_R), want_PC[node_R], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("u2t", "rerank", "times"), [("exact", 30, 1), ("exact", 0, 1), ("mlp", 30, 0), ("none", 30, 0)])
+def test_a_search_asks_the_affinity_with_the_whole_catalogue_once_and_only_for_prefixes(
+    retriever: Retriever, requests: RequestTable, monkeypatch: pytest.MonkeyPatch, u2t: U2t, rerank: int, times: int
+) -> None:
+    index_B, asked = np.array([4, 2, 0]), []
+    want = retriever.retrieve(requests, index_B, k=5, beam=8, rerank=rerank, u2t=u2t)
+    whole = Affinity.catalogue
+    monkeypatch.setattr(Affinity, "catalogue", lambda self, history_BH: asked.append(len(history_BH)) or whole(self, history_BH))
+    found = retriever.retrieve(requests, index_B, k=5, beam=8, rerank=rerank, u2t=u2t)
+    assert asked == [3] * times
+    np.testing.assert_array_equal(found.item_GJ, want.item_GJ)
+    if rerank:
+        own_P = np.concatenate([retriever.rank(requests, int(b), found.item_GJ[g]) for g, b in enumerate(index_B)])
+        np.testing.assert_allclose(found.score_GJ.ravel(), own_P, atol=1e-5)
+    contender = Contender(name="on", retriever=retriever, search=Search(beam=8, rerank=rerank, u2t=u2t, path_score="last"))
+    asked.clear()
+    recommend_all([contender], requests, index_B, k=5)
+    assert asked == [3], "evaluation ranks with it in both variants"
 
 
 def test_a_list_follows_the_affinity_that_a_model_weighs(
