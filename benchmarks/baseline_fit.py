@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from benchmarks.baseline_models import DOMAINS, Ranker, SasRec, TwoTower
 from dig_models import losses
+from dig_models.affinity import Affinity
 from dig_models.batch import Batch
 from dig_models.config import TrainConfig
 from dig_models.crosses import CrossStore
@@ -51,6 +52,7 @@ class Days:
 
     Attributes:
         epochs: of a ranker, all of them taken.
+        affinity: the last cross, where the model reads it.
         cap: epochs of a retriever at most.
         patience: epochs without a gain after which a retriever is done.
     """
@@ -66,6 +68,12 @@ class Days:
     epochs: int
     cap: int = 40
     patience: int = 6
+    affinity: Affinity | None = None
+
+    @property
+    def crosses(self) -> int:
+        """Columns of the model crosses."""
+        return self.spec.cross_width + (self.affinity is not None)
 
     @cached_property
     def chance_N(self) -> NDArray[np.float64]:
@@ -88,6 +96,7 @@ class Days:
                 popular_negatives=self.train.popular_negatives,
                 chance_N=self.chance_N,
                 rng=rng,
+                affinity=self.affinity,
             )
 
     def shuffled(self, epoch: int, of: Int64 | None = None) -> Int64:
@@ -188,7 +197,7 @@ def best_epoch(
 def ranker(kind: Literal["din", "dcn"], days: Days, test: RequestTable) -> tuple[Floats, Curve]:
     """Log-odds of the exposed rows of ``test`` by DIN or DCNv2, trained on the batches that DIG's ranking path sees; and how it went."""
     torch.manual_seed(days.seed)
-    model = Ranker(kind, days.spec, days.items)
+    model = Ranker(kind, days.spec, days.items, days.crosses)
     size, negatives = days.train.requests_per_batch, days.train.random_negatives
 
     def loss(batch: Batch) -> Tensor:

@@ -61,14 +61,17 @@ class Ranker(nn.Module):
     """Log-odds of rows, with a bias for each domain, as DIG's ranking path has.
 
     ``din`` (Zhou et al., 2018, arXiv 1706.06978): the history read by the item, then a perceptron. ``dcn`` (Wang et al., 2021, arXiv
-    2008.13535): the mean of the history, cross layers beside a perceptron (its parallel form). Both see fields, history and crosses.
+    2008.13535): the mean of the history, cross layers beside a perceptron (its parallel form). Both see fields,
+    history and ``crosses`` model crosses.
     """
 
-    def __init__(self, kind: Literal["din", "dcn"], spec: FeatureSpec, items: ItemTable, dim: int = 32, hidden: int = 64) -> None:
+    def __init__(
+        self, kind: Literal["din", "dcn"], spec: FeatureSpec, items: ItemTable, crosses: int, dim: int = 32, hidden: int = 64
+    ) -> None:
         super().__init__()
         self.kind = kind
         self.fields, self.attention = Fields(spec, items, dim), HistoryAttention(dim, 4)
-        width = self.fields.user_fields.width + 2 * dim + spec.cross_width
+        width = self.fields.user_fields.width + 2 * dim + crosses
         self.norm = nn.BatchNorm1d(width)
         self.cross = CrossNetwork(width, 2, dim) if kind == "dcn" else None
         self.deep = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Dropout(0.3), nn.Linear(hidden, hidden), nn.SiLU())

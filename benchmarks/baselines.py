@@ -110,6 +110,7 @@ class World:
             epochs=self.epochs,
             cap=self.cap,
             patience=self.patience,
+            affinity=bundle.model.affinity,
         )
 
     def bundle(self, kind: str, seed: int) -> Bundle:
@@ -176,7 +177,7 @@ def plain(name: str) -> Method:
 def regression(world: World, seed: int) -> Made:
     """Logistic regression."""
     days, bundle = world.days(seed), world.judged.bundle
-    fit, test = linear(bundle.spec, bundle.items, days.fit, world.judged.requests)
+    fit, test = linear(bundle.spec, bundle.items, days.fit, world.judged.requests, days.affinity)
     return Made({"score_R": logistic(fit, exposed_rows(days.fit).label_R, test, seed)})
 
 

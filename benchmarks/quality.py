@@ -48,6 +48,7 @@ class Data:
 
     def __init__(self, config: Config, bundle: Bundle) -> None:
         self.spec, self.items, self.lake = bundle.spec, bundle.items, Lake(config.paths.at("lake"))
+        self.affinity = bundle.model.affinity
 
     def requests(self, first: date, last: date) -> RequestTable:
         """Examples of some days."""
@@ -60,7 +61,7 @@ def trees(config: Config, day: date, data: Data, test: RequestTable, seed: int) 
     """Scores of gradient-boosted trees, stopped early on the validation days."""
     window = config.run_window(day)
     fit, validation = data.requests(window.train_first, window.fit_last), data.requests(window.validation_first, window.train_last)
-    columns = TreeColumns.fit(data.spec, data.items, fit)
+    columns = TreeColumns.fit(data.spec, data.items, fit, data.affinity)
     model = HistGradientBoostingClassifier(
         max_iter=400, learning_rate=0.08, max_leaf_nodes=63, l2_regularization=1.0, categorical_features=columns.categorical,
         early_stopping=True, n_iter_no_change=15, scoring="roc_auc", random_state=seed,

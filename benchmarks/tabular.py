@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.preprocessing import StandardScaler
 
+from dig_models.affinity import Affinity, beside
 from dig_models.evaluate.scoring import exposed_rows
 from dig_models.features import SECONDS_PER_DAY, SOURCE_EXPOSED, FeatureSpec, FieldSpec
 from dig_models.items import ItemTable
-from dig_models.train.data import RequestTable
+from dig_models.train.data import RequestTable, histories
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -45,10 +46,20 @@ def buckets(spec: FeatureSpec, items: ItemTable, requests: RequestTable) -> Iter
         yield field, requests.user_BF[request_R, at][:, None]
 
 
-def numbers(spec: FeatureSpec, items: ItemTable, requests: RequestTable) -> Floats:
-    """Model crosses and number fields of the items, ``(R, X)``."""
+def crosses(spec: FeatureSpec, requests: RequestTable, affinity: Affinity | None) -> Floats:
+    """Model crosses of the exposed rows, ``(R, C)``, with the affinity as the last one where there is one."""
+    request_R, at_R = _exposed(requests)
+    cross_RC = spec.transform(requests.cross_RW[at_R])
+    if affinity is None:
+        return cross_RC
+    history_BH, _ = histories(requests, np.arange(len(requests), dtype=np.int64), spec.history_length)
+    return beside(cross_RC, affinity.pairs(history_BH, request_R, requests.item_R[at_R]))
+
+
+def numbers(spec: FeatureSpec, items: ItemTable, requests: RequestTable, affinity: Affinity | None = None) -> Floats:
+    """Model crosses, with the affinity of the model compared with if it reads one, and number fields of the items, ``(R, X)``."""
     _, at_R = _exposed(requests)
-    parts = [spec.transform(requests.cross_RW[at_R]), *(number[requests.item_R[at_R], None] for number in items.numbers.values())]
+    parts = [crosses(spec, requests, affinity), *(number[requests.item_R[at_R], None] for number in items.numbers.values())]
     return np.concatenate([part.astype(np.float32) for part in parts], axis=1)
 
 
@@ -58,12 +69,14 @@ def _exposed(requests: RequestTable) -> tuple[Ints, Ints]:
     return request_R[exposed], at_R[exposed]
 
 
-def linear(spec: FeatureSpec, items: ItemTable, fit: RequestTable, test: RequestTable) -> tuple[sparse.csr_array, sparse.csr_array]:
+def linear(
+    spec: FeatureSpec, items: ItemTable, fit: RequestTable, test: RequestTable, affinity: Affinity | None = None
+) -> tuple[sparse.csr_array, sparse.csr_array]:
     """Columns of logistic regression for training rows and for those to score: numbers standardised by the former, buckets multi-hot."""
-    scaler = StandardScaler().fit(numbers(spec, items, fit))
+    scaler = StandardScaler().fit(numbers(spec, items, fit, affinity))
     out = []
     for requests in (fit, test):
-        scaled = sparse.csr_array(scaler.transform(numbers(spec, items, requests)))
+        scaled = sparse.csr_array(scaler.transform(numbers(spec, items, requests, affinity)))
         out.append(sparse.csr_array(sparse.hstack([scaled, *(_multi_hot(*of) for of in buckets(spec, items, requests))])))
     return out[0], out[1]
 
@@ -93,6 +106,7 @@ class TreeColumns:
         seen: of each field that is not a category, by its place among the fields of ``buckets``.
         rows_U, bought_U: training rows, and bought ones, of days before each; one more entry than ``day_U``.
         categorical: columns that are categories.
+        affinity: of the model compared with, if it reads one.
     """
 
     spec: FeatureSpec
@@ -102,13 +116,14 @@ class TreeColumns:
     rows_U: NDArray[np.float64]
     bought_U: NDArray[np.float64]
     categorical: list[int]
+    affinity: Affinity | None = None
 
     @classmethod
-    def fit(cls, spec: FeatureSpec, items: ItemTable, requests: RequestTable) -> TreeColumns:
+    def fit(cls, spec: FeatureSpec, items: ItemTable, requests: RequestTable, affinity: Affinity | None = None) -> TreeColumns:
         """Count the exposed rows of training requests."""
         rows = exposed_rows(requests)
         day_U, at_R = np.unique(requests.ts_B[rows.request_R] // SECONDS_PER_DAY, return_inverse=True)
-        seen, categorical, width = {}, [], spec.cross_width + len(items.numbers)
+        seen, categorical, width = {}, [], spec.cross_width + (affinity is not None) + len(items.numbers)
         for place, (field, bucket_RW) in enumerate(buckets(spec, items, requests)):
             if _is_category(field, bucket_RW):
                 categorical.append(width)
@@ -117,13 +132,14 @@ class TreeColumns:
                 seen[place] = _Seen(*(_up_to(at_R, bucket_RW, weight_R, len(day_U), field.buckets) for weight_R in (None, rows.label_R)))
                 width += 2
         totals = [np.concatenate([[0.0], np.cumsum(np.bincount(at_R, weights=w, minlength=len(day_U)))]) for w in (None, rows.label_R)]
-        return cls(spec=spec, items=items, day_U=day_U, seen=seen, rows_U=totals[0], bought_U=totals[1], categorical=categorical)
+        sums = {"rows_U": totals[0], "bought_U": totals[1]}
+        return cls(spec=spec, items=items, day_U=day_U, seen=seen, **sums, categorical=categorical, affinity=affinity)
 
     def of(self, requests: RequestTable) -> Floats:
         """Columns of the exposed rows of any requests, ``(R, X)``; NaN where no training day is before the row, or a row has no value."""
         request_R, _ = _exposed(requests)
         at_R = np.searchsorted(self.day_U, requests.ts_B[request_R] // SECONDS_PER_DAY)
-        parts = [numbers(self.spec, self.items, requests)]
+        parts = [numbers(self.spec, self.items, requests, self.affinity)]
         for place, (_, bucket_RW) in enumerate(buckets(self.spec, self.items, requests)):
             parts.append(self._encoded(self.seen[place], at_R, bucket_RW) if place in self.seen else bucket_RW.astype(np.float32))
         return np.concatenate(parts, axis=1)

@@ -29,13 +29,17 @@ from benchmarks.baseline_fit import (
 )
 from benchmarks.baseline_models import SasRec
 from benchmarks.judging import Judged
-from benchmarks.tabular import linear
+from benchmarks.quality import Data
+from benchmarks.tabular import TreeColumns, linear, numbers
+from dig_models.affinity import Neighbours
 from dig_models.batch import Batch
-from dig_models.bundle import load_bundle
-from dig_models.config import TrainConfig
+from dig_models.bundle import Bundle, load_bundle
+from dig_models.config import AffinityConfig, TrainConfig
+from dig_models.dig import Dig
 from dig_models.evaluate import ranking
 from dig_models.evaluate.lists import recommend_all
 from dig_models.evaluate.scoring import exposed_rows
+from dig_models.features import SOURCE_EXPOSED
 from dig_models.train import optim
 from jobs.dates import days_between
 
@@ -76,6 +80,43 @@ def test_a_ranker_ranks_and_gives_the_same_scores_again(kind: str, days: Days, j
     again_R, curve_again = ranker(kind, days, judged.requests)  # type: ignore[arg-type]
     np.testing.assert_array_equal(score_R, again_R)
     assert curve == curve_again and len(curve.figures) == days.epochs == curve.cap
+
+
+@pytest.fixture(scope="module")
+def reading(days: Days, judged: Judged) -> Bundle:
+    """A model that reads the affinity."""
+    _, at_R = days.fit.rows_of(np.arange(len(days.fit), dtype=np.int64))
+    user_R = np.repeat(days.fit.user_B, np.diff(days.fit.row_start))
+    hash_N, bought_R = days.items.hash_N, days.fit.label_R[at_R] > 0
+    model = Dig(judged.bundle.model.config.model_copy(update={"affinity": AffinityConfig(enabled=True)}), days.spec)
+    model.set_items(days.items)
+    model.neighbours = Neighbours.fit(hash_N[1:], user_R[bought_R], hash_N[days.fit.item_R[at_R][bought_R]], ridge=2.0, keep=20)
+    return Bundle(model.eval(), days.spec, days.items, model.code_NL.numpy().copy(), {})
+
+
+def test_baselines_see_the_affinity_that_the_model_reads_as_its_last_cross(
+    world: ew.World, days: Days, judged: Judged, reading: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Data, "requests", lambda self, first, last: days.fit)
+    asked = bl.World(
+        config=world.config, day=ew.DAY, judged=replace(judged, bundle=reading), epochs=2, cap=2, patience=1, settings=(None, ())
+    )
+    learning, (affinity, columns) = asked.days(3), (asked.data.affinity, days.spec.cross_width)
+    assert learning.affinity is affinity is reading.model.affinity is not None and learning.crosses == columns + 1
+    assert Data(world.config, judged.bundle).affinity is None
+    rows = [batch.cross_RC[batch.source_R == SOURCE_EXPOSED].numpy() for batch in learning.batches(days.fit, np.arange(len(days.fit)), 64)]
+    want_RC = np.concatenate(rows)
+    assert want_RC.shape[1] == columns + 1 and want_RC[:, -1].std() > 0
+    np.testing.assert_array_equal(numbers(days.spec, days.items, days.fit, affinity)[:, : columns + 1], want_RC)
+    trees = TreeColumns.fit(days.spec, days.items, days.fit, affinity)
+    without = TreeColumns.fit(days.spec, days.items, days.fit)
+    np.testing.assert_array_equal(trees.of(days.fit)[:, columns], want_RC[:, -1])
+    np.testing.assert_array_equal(np.delete(trees.of(days.fit), columns, axis=1), without.of(days.fit))
+    assert trees.categorical == [at + 1 for at in without.categorical]
+    fit, test = linear(days.spec, days.items, days.fit, judged.requests, affinity)
+    assert fit.shape[1] == test.shape[1] == linear(days.spec, days.items, days.fit, judged.requests)[0].shape[1] + 1
+    score_R, _ = ranker("dcn", replace(days, affinity=affinity, epochs=1), judged.requests)
+    assert len(score_R) == len(exposed_rows(judged.requests).label_R) and np.isfinite(score_R).all()
 
 
 def planned(days: Days, figures: list[float], *, patient: bool) -> tuple[Curve, float, list[list[float]]]:
