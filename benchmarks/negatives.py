@@ -5,7 +5,8 @@
 A random negative is an item that the user mostly never met: its crosses are zero, a positive's often are not. A model with one feature,
 "all user-to-item crosses are zero", then tells them apart; its AUC is that of the feature. That is honest where the model sees ``c_uv``
 itself, because serving knows it too. On the retrieval path it is honest as far as the exact mean of the prefix says it, which is what
-serving knows; a teacher by which the same feature does better gives the label away in training (``docs/reference/model.md``). Rows are
+serving knows; a teacher by which the same feature does better gives the label away in training (``docs/reference/model.md``). Of a model
+that reads the affinity, "affinity is not 0" is one more such feature. Rows are
 batches as training draws them, of the validation days; nothing is trained. Writes ``benchmarks/results/negatives.json`` and
 ``negatives.png``.
 
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from benchmarks.judging import RESULTS, asked, result_name
 from dig_models import u2t
+from dig_models.affinity import Affinity, beside
 from dig_models.batch import Batch
 from dig_models.bundle import Bundle, load_bundle
 from dig_models.crosses import CrossStore
@@ -43,13 +45,17 @@ from jobs.runs import write_json
 TEACHERS = ("batch_mean", "leave_one_out", "catalogue_sample")
 ANY = "any"
 """Stands for all u2i keys together."""
+AFFINITY = "affinity"
+"""Stands for the affinity, the last cross of a model that reads it."""
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
 def u2i_columns(spec: FeatureSpec, key: str) -> slice:
-    """Columns of the model crosses of a u2i key, or of all (``ANY``); after them come popularity and offers."""
+    """Columns of the model crosses of a u2i key, or of all (``ANY``); after them come popularity and offers, then the ``AFFINITY``."""
     step = len(spec.windows) + 1
+    if key == AFFINITY:
+        return slice(spec.cross_width, spec.cross_width + 1)
     if key == ANY:
         return slice(0, len(spec.u2i_keys) * step)
     at = spec.u2i_keys.index(key)
@@ -75,14 +81,16 @@ def prefix_means(cross_NC: Floats, prefix_N: Ints) -> Floats:
     return np.concatenate([cross_NC[:1], np.asarray(mean_PC, dtype=np.float32)[of_N]])
 
 
-def exact_means(batch: Batch, store: CrossStore, spec: FeatureSpec, key_NL: Ints) -> Floats:
+def exact_means(batch: Batch, store: CrossStore, spec: FeatureSpec, key_NL: Ints, affinity: Affinity | None = None) -> Floats:
     """Exact ``u2t_l`` of each row, ``(R, L, C)``: what serving knows of the row's prefix."""
     item_R, request_R = batch.item_R.numpy(), batch.request_R.numpy()
-    out_RLC = np.zeros((batch.rows, key_NL.shape[1], spec.cross_width), dtype=np.float32)
+    out_RLC = np.zeros((batch.rows, key_NL.shape[1], batch.cross_RC.shape[1]), dtype=np.float32)
     for b in range(batch.requests):
         rows = np.flatnonzero(request_R == b)
         asked = (int(batch.user_hash_B[b]), int(batch.ts_B[b]), int(batch.offer_B[b]))
         cross_NC = spec.transform(store.catalogue(*asked))
+        if affinity is not None:
+            cross_NC = beside(cross_NC, affinity.catalogue(batch.history_BH[b : b + 1].numpy())[0])
         for level in range(key_NL.shape[1]):
             out_RLC[rows, level] = prefix_means(cross_NC, key_NL[:, level])[item_R[rows]]
     return out_RLC
@@ -95,7 +103,7 @@ def taught(batch: Batch, key_NL: Tensor, buckets: u2t.CatalogueBuckets, bundle: 
     means = {
         "batch_mean": u2t.batch_mean(key_RL, batch.cross_RC),
         "leave_one_out": u2t.leave_one_out(key_RL, batch.cross_RC, config.u2t_min_bucket),
-        "catalogue_sample": u2t.catalogue_sample(drawn_RLS, batch, pair_lookup(store, bundle.spec)),
+        "catalogue_sample": u2t.catalogue_sample(drawn_RLS, batch, pair_lookup(store, bundle.spec), bundle.model.affinity),
     }
     return {name: mean.numpy() for name, mean in means.items()}
 
@@ -111,7 +119,7 @@ def measure(config: Config, bundle: Bundle, requests: RequestTable, store: Cross
         most: requests at most.
     """
     spec, items, shape, seed = bundle.spec, bundle.items, bundle.model.config, config.train.seed
-    code_NL = torch.from_numpy(np.asarray(bundle.codes_NL, dtype=np.int64))
+    code_NL, affinity = torch.from_numpy(np.asarray(bundle.codes_NL, dtype=np.int64)), bundle.model.affinity
     key_NL = u2t.bucket_keys(code_NL, shape.codes, shape.bucket_key)
     buckets = u2t.CatalogueBuckets.of(code_NL, shape.codes, shape.bucket_key)
     order = np.random.default_rng(seed).permutation(len(requests))[:most]
@@ -133,9 +141,10 @@ def measure(config: Config, bundle: Bundle, requests: RequestTable, store: Cross
             chance_N=chance_N,
             rng=np.random.default_rng([seed, step]),
             open_positives=shape.open_positives,
+            affinity=affinity,
         )
         seen["own"].append(batch.cross_RC.numpy())
-        seen["exact"].append(exact_means(batch, store, spec, key_NL.numpy()))
+        seen["exact"].append(exact_means(batch, store, spec, key_NL.numpy(), affinity))
         for name, mean_RLC in taught(batch, key_NL, buckets, bundle, store, seed + step).items():
             seen[name].append(mean_RLC)
         label.append(batch.label_R.numpy())
@@ -151,7 +160,7 @@ def measure(config: Config, bundle: Bundle, requests: RequestTable, store: Cross
         "rows": {"open_positives": int(label_R[open_R].sum()), "random_negatives": int(random_R.sum())},
         "keys": {},
     }
-    for key in (*spec.u2i_keys, ANY):
+    for key in (*spec.u2i_keys, ANY, *((AFFINITY,) if affinity is not None else ())):
         never_R = ~met(own_RC, spec, key)
         found["keys"][key] = {
             "never_met": {

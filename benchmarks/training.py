@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from datetime import date
@@ -26,7 +27,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dig_models.affinity import Affinity, Neighbours
 from dig_models.batch import Batch
+from dig_models.bundle import NEIGHBOURS
 from dig_models.crosses import CrossStore
 from dig_models.dig import Dig
 from dig_models.items import ItemTable
@@ -35,6 +38,7 @@ from dig_models.train.data import pair_lookup, popular_chances
 from dig_models.train.distributed import World, process_group
 from dig_models.train.stream import ExampleStream, Prefetcher, row_groups
 from jobs.config import Config, load
+from jobs.neighbours import neighbours as fit_neighbours
 from jobs.train_inputs import TrainInputs, train_inputs
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,9 +48,10 @@ LIMIT = 0.10
 class Arm:
     """A model that takes the joint phase's steps and keeps time of each."""
 
-    def __init__(self, config: Config, items: ItemTable, stream: ExampleStream) -> None:
+    def __init__(self, config: Config, items: ItemTable, stream: ExampleStream, neighbours: Neighbours | None) -> None:
         torch.manual_seed(config.train.seed)
         self.model = Dig(config.model, stream.spec, seed=config.train.seed)
+        self.model.neighbours = neighbours
         self.model.set_items(items)
         self.model.build_codebooks(config.train.seed)
         self.ddp = DistributedDataParallel(self.model, forward_sync_buffers=False)
@@ -82,7 +87,15 @@ class Arm:
         return seconds
 
 
-def make_stream(inputs: TrainInputs, items: ItemTable, world: World) -> ExampleStream:
+def item_neighbours(inputs: TrainInputs, world: World) -> Neighbours | None:
+    """The affinity's matrix that training would use; None where the model reads none."""
+    if not inputs.config.model.affinity.enabled:
+        return None
+    with tempfile.TemporaryDirectory(prefix="dig-training-") as folder:
+        return world.handed(fit_neighbours(inputs, Path(folder) / NEIGHBOURS) if world.leads else None)
+
+
+def make_stream(inputs: TrainInputs, items: ItemTable, world: World, affinity: Affinity | None = None) -> ExampleStream:
     """The stream that training would use."""
     config, spec = inputs.config, inputs.config.dataset.spec()
     store = CrossStore.open(inputs.lake.folder("cross_arrays", inputs.day), spec, items)
@@ -102,16 +115,18 @@ def make_stream(inputs: TrainInputs, items: ItemTable, world: World) -> ExampleS
         world=world.size,
         requests_per_batch=config.train.requests_per_batch,
         shuffle_row_groups=config.train.shuffle_row_groups,
+        affinity=affinity,
     )
 
 
 def measure(inputs: TrainInputs, world: World, steps: int, rounds: int) -> dict[str, Any]:
     """Both arms in turn; figures of rank 0."""
     items = ItemTable.from_arrow(inputs.items_shown(), inputs.config.dataset.spec())
-    stream = make_stream(inputs, items, world)
+    neighbours = item_neighbours(inputs, world)
+    stream = make_stream(inputs, items, world, None if neighbours is None else neighbours.over(items.hash_N))
     steps = min(steps, stream.plan(0).steps)
     batches = [batch for batch, _ in zip(stream.epoch(0), range(steps), strict=False)]
-    arm = Arm(inputs.config, items, stream)
+    arm = Arm(inputs.config, items, stream, neighbours)
     arm.in_memory(batches[: max(steps // 10, 1)])  # warm caches and shards
     streamed, memory, waits = [], [], []
     for _ in range(rounds):

@@ -10,11 +10,31 @@ import pytest
 
 from benchmarks import index_build
 
-pytestmark = pytest.mark.slow
+
+def test_the_affinity_is_off_whatever_the_settings_say() -> None:
+    assert not index_build.settings(["model.affinity.enabled=true"]).model.affinity.enabled
 
 
+@pytest.mark.slow
 def test_every_phase_of_every_size_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["index_build", "--items", "300", "600", "--users", "30", "--threads", "1", "--out", str(tmp_path)])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "index_build",
+            "--items",
+            "300",
+            "600",
+            "--users",
+            "30",
+            "--threads",
+            "1",
+            "--out",
+            str(tmp_path),
+            "--set",
+            "model.affinity.enabled=true",
+        ],
+    )
     index_build.main()
     found = json.loads((tmp_path / "index_build.json").read_text())
     assert [row["items"] for row in found["rows"]] == [300, 600]

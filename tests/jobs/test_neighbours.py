@@ -14,11 +14,14 @@ import pyarrow as pa
 import pytest
 import torch
 
+from benchmarks import negatives
+from benchmarks import training as step_benchmark
 from benchmarks.ablation_rows import ROWS
 from benchmarks.ablation_runs import Place, Run
 from dig_models.affinity import Neighbours
 from dig_models.bundle import NEIGHBOURS, Bundle, load_bundle
 from dig_models.config import RetrieveConfig
+from dig_models.crosses import CrossStore
 from dig_models.evaluate.lists import recommend_all
 from dig_models.evaluate.scoring import exposed_rows, rank_rows, score_rows
 from dig_models.features import hash_id
@@ -26,6 +29,7 @@ from dig_models.index.verify import verify
 from dig_models.index.writer import Release, build, locked, switch
 from dig_models.serve.service import Search, Service
 from dig_models.train.data import RequestTable, collate
+from dig_models.train.distributed import process_group
 from jobs import registry, runs
 from jobs import train as train_job
 from jobs.config import Config
@@ -184,6 +188,31 @@ def test_with_the_setting_off_a_training_reads_nothing_more_and_has_the_lineage_
     assert len(lineages) == 4
     assert off.dataset.spec().digest == aw.settings(home).dataset.spec().digest
     assert off.dataset.rows_digest() == aw.settings(home).dataset.rows_digest(), "no partition of the lake is made anew"
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_training_step_reads_the_affinity_as_training_does(config: Config) -> None:
+    small = [f"model.{k}={v}" for k, v in ew.SMALL.items()]
+    inputs = train_inputs(aw.settings(Path(config.paths.home), *small), aw.DAY)
+    with process_group("gloo", 1) as world:
+        found = step_benchmark.measure(inputs, world, steps=2, rounds=1)
+        matrix = step_benchmark.item_neighbours(inputs, world)
+        assert step_benchmark.item_neighbours(replace(inputs, config=tw.settings(Path(config.paths.home), *small)), world) is None
+    assert found["steps"] == 2 and found["median"]["streamed_ms"] > 0
+    assert matrix is not None and len(matrix.item_X) > 0
+
+
+@pytest.mark.slow
+def test_zeros_of_the_affinity_are_one_more_feature_that_may_tell_negatives_apart(config: Config, bundle: Bundle) -> None:
+    world = aw.world(Path(config.paths.home))
+    requests = RequestTable.from_arrow(ew.examples(world, config.run_window(aw.DAY).eval_last), bundle.spec, bundle.items)
+    few = aw.settings(Path(config.paths.home), "train.requests_per_batch=8", "train.random_negatives=8")
+    store = CrossStore.open(Lake(config.paths.at("lake")).folder("cross_arrays", aw.DAY), bundle.spec, bundle.items)
+    found = negatives.measure(few, bundle, requests, store, most=16)
+    key = found["keys"]["affinity"]
+    assert 0 < key["never_met"]["random_negatives"] < 1 and key["ranking_path"]["open"] > 0.5
+    assert [len(of) for of in key["retrieval_path"].values()] == [bundle.model.config.levels] * 4
+    assert found["own_crosses"]["exact"][-1] < 1
 
 
 @pytest.mark.slow
