@@ -114,6 +114,14 @@ def of_features(job: str, span: Span, config: Config) -> Lineage:
     return jobs[job]
 
 
+def _trained_on(day: date, config: Config) -> tuple[Touched, ...]:
+    """What a training reads of the lake besides examples."""
+    window = config.run_window(day)
+    eve = window.train_first - timedelta(days=1)
+    events = _lake(window.events_first, eve, "u2i_daily") if config.model.affinity.enabled else ()
+    return (*_lake(eve, day, "item_features"), *_lake(day, day, "cross_arrays"), *events)
+
+
 def of_model(job: str, day: date, config: Config) -> Lineage:
     """What a job after the features reads and writes for a date; nothing is known of other jobs."""
     window = config.run_window(day)
@@ -140,7 +148,10 @@ def of_model(job: str, day: date, config: Config) -> Lineage:
             ),
             (tokenizer, *kept("sids.json")),
         ),
-        "launch": ((*examples, *made, champion("the version that training starts from")), (bundle, *kept("train.json"))),
+        "launch": (
+            (*examples, *_trained_on(day, config), *made, champion("the version that training starts from")),
+            (bundle, *kept("train.json")),
+        ),
         "evaluate": ((*judged, bundle, champion("champion")), kept("evaluate.json")),
         "register": ((bundle, *kept("train.json", "evaluate.json")), (champion("a version, alias challenger"), *kept("register.json"))),
         "gate": ((*kept("register.json", "evaluate.json"), champion("champion")), (champion("tag gate"), *kept("gate.json"))),

@@ -18,7 +18,10 @@ from jobs.config import CONF_DIR, Config, load
 from jobs.dates import days_between
 from jobs.lake import Lake
 from jobs.reach import Reach
+from jobs.train_inputs import lake_inputs
 from tests.dags.contexts import Run, context
+from tests.jobs import affinity_world as aw
+from tests.jobs import train_world as tw
 
 D = date(2017, 11, 15)
 
@@ -109,6 +112,15 @@ def test_every_other_task_says_what_it_reads_and_writes(dags: dict[str, Any], co
         lineage = of_model(job, D, config) if dated else UNDATED[job]
         assert lineage.reads or lineage.writes, job
     assert "runs/2017-11-15/gate.json" in of_model("gate", D, config).lines()[1]
+
+
+@pytest.mark.parametrize("affinity", [False, True])
+def test_the_log_of_a_training_names_the_days_that_it_reads(tmp_path: Path, affinity: bool) -> None:
+    config = aw.build(tmp_path) if affinity else tw.build(tmp_path)
+    read = lake_inputs(config, aw.DAY).inputs
+    found = {thing.name: thing.what.split("..") for thing in of_model("launch", aw.DAY, config).reads if thing.place == "lake"}
+    assert found == {table: sorted({min(days), max(days)}) for table, days in read.items()}
+    assert ("u2i_daily" in found) == affinity
 
 
 WRITTEN = {
