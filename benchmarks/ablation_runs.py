@@ -72,15 +72,21 @@ class Place:
     part: Part = "evaluation"
 
     @cached_property
-    def inputs(self) -> str:
-        """Digest of the content of all that trainings and judging read of the lake; looked up once.
+    def _read(self) -> dict[str, str]:
+        return {}
+
+    def inputs(self, config: Config) -> str:
+        """Digest of the content of all that a training by ``config`` and judging read of the lake; looked up once for each model.
 
         Raises:
             JobError: something is missing from the lake, or was made with other settings.
         """
-        judged = {"examples": judged_days(self.config, self.day, self.part)}
-        found = [lake_inputs(self.config, self.day).inputs, Lake(self.config.paths.at("lake")).inputs(judged)]
-        return digest_of({"read": found})
+        key = digest_of({"settings": config.digest("model", "window"), "rows": config.dataset.rows_digest()})
+        if key not in self._read:
+            judged = {"examples": judged_days(self.config, self.day, self.part)}
+            found = [lake_inputs(config, self.day).inputs, Lake(self.config.paths.at("lake")).inputs(judged)]
+            self._read[key] = digest_of({"read": found})
+        return self._read[key]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +126,7 @@ class Run:
         facts = {
             "date": self.place.day.isoformat(),
             "judged_on": self.place.part,
-            "lake": self.place.inputs,
+            "lake": self.place.inputs(config),
             "settings": config.digest("model", "window", "retrieve", "evaluate"),
             "train": config.train.model_dump(mode="json", exclude={*LAUNCH, "given_sids"}),
             "processes": config.train.ranks * config.train.hosts,

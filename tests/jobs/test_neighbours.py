@@ -150,6 +150,24 @@ def test_rows_of_the_ablation_that_need_the_same_matrix_have_it_fitted_once(
     assert len(list((place.home / "neighbours").iterdir())) == 1
 
 
+def test_a_run_of_the_ablation_that_reads_the_affinity_is_done_again_when_its_events_are_others(config: Config, tmp_path: Path) -> None:
+    shutil.copytree(Path(config.paths.at("lake")), tmp_path / "lake")
+
+    def keys() -> dict[str, str]:
+        """With the affinity off in the settings that all rows share."""
+        sets = (f"paths.home={tmp_path}", *tw.SETS)
+        place = Place(config=tw.settings(tmp_path), day=aw.DAY, settings=None, sets=sets, home=tmp_path / "ablation")
+        return {name: Run(place=place, row=ROWS[name], seed=1).key for name in ("dig", "affinity")}
+
+    before, lake = keys(), Lake(str(tmp_path / "lake"))
+    assert keys() == before
+    first = train_inputs(config, aw.DAY).window.events_first
+    ew.commit(lake, "u2i_daily", first, aw.daily(aw.pair_bought(0, 1, [first])))
+    tw.stamp(lake, "u2i_daily", config.dataset.rows_digest())
+    after = keys()
+    assert after["affinity"] != before["affinity"] and after["dig"] == before["dig"]
+
+
 @pytest.mark.slow
 def test_the_bundle_holds_the_matrix_and_the_training_leaves_no_other(config: Config, bundle: Bundle, tmp_path: Path) -> None:
     fresh = neighbours(train_inputs(config, aw.DAY), tmp_path / NEIGHBOURS)
