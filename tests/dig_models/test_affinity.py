@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,19 @@ def ease(held_UN: np.ndarray, ridge: float) -> np.ndarray:
     weight_NN = -inverse_NN / np.diag(inverse_NN)[:, None]
     np.fill_diagonal(weight_NN, 0.0)
     return np.maximum(weight_NN, 0.0)
+
+
+def test_the_fit_holds_one_dense_matrix_of_the_items_and_no_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dig_models.affinity.BLOCK", 32)
+    hash_N = np.arange(900)
+    _, user_E, item_E = bought(hash_N, users=40)
+    tracemalloc.start()
+    try:
+        Neighbours.fit(hash_N, user_E, item_E, ridge=5.0, keep=5)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 8 * 900**2 < peak < 12 * 900**2
 
 
 @pytest.fixture(scope="module")
