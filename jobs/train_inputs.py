@@ -32,6 +32,9 @@ CODE = (
     *("dig_models.evaluate.sid_quality", "jobs.dates", "jobs.neighbours", "jobs.sids_inputs", "jobs.train", "jobs.train_inputs"),
 )
 
+NEIGHBOUR_DAYS = 28
+"""Days of events at least that the affinity's matrix is fitted on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainInputs:
@@ -134,8 +137,8 @@ def train_inputs(config: Config, day: date) -> TrainInputs:
     Raises:
         ConfigError: the date leaves no training window.
         MissingPartition: names the table and the days that were never built.
-        JobError: a partition was made with other data-set settings, no day has a catalogue, no training day has a positive, or the
-            SIDs made beforehand are missing or not those of what is read.
+        JobError: a partition was made with other data-set settings, no day has a catalogue, no training day has a positive, the SIDs
+            made beforehand are missing or not those of what is read, or the affinity has too few days or too many items to be fitted.
     """
     found = lake_inputs(config, day)
     if config.tokenizer == DIG:
@@ -156,6 +159,7 @@ def lake_inputs(config: Config, day: date) -> TrainInputs:
     validation = days_between(window.validation_first, window.train_last)
     needed = {"examples": fit + validation, "item_features": _known_days(window, day), "cross_arrays": [day]}
     if config.model.affinity.enabled:
+        _long_enough(config, window)
         needed["u2i_daily"] = neighbour_days(window)
     for table, days in needed.items():
         markers = lake.require(table, days)
@@ -193,6 +197,16 @@ def neighbour_days(window: Window) -> list[date]:
 def neighbour_catalogue(window: Window) -> date:
     """Day whose catalogue the affinity's matrix is about: the day before the first example."""
     return _catalogue_days(window)[0]
+
+
+def _long_enough(config: Config, window: Window) -> None:
+    found = (window.train_first - window.events_first).days
+    if found < NEIGHBOUR_DAYS:
+        raise JobError(
+            f"model.affinity: {max(found, 0)} days of events before the first example, {window.train_first}, at least {NEIGHBOUR_DAYS} "
+            f"expected, for the matrix is fitted on them alone: lower window.train_days (now {config.window.train_days}), take a later "
+            f"date, or set model.affinity.enabled=false (events begin on {window.events_first})"
+        )
 
 
 def _few_enough(config: Config, lake: Lake, day: date) -> None:

@@ -190,6 +190,27 @@ def test_days_that_are_missing_or_too_many_items_are_told_before_the_training(co
         train_inputs(aw.settings(tmp_path), aw.DAY)
 
 
+def test_too_few_days_before_the_first_example_are_told_before_the_training(config: Config) -> None:
+    home, first = Path(config.paths.home), config.dataset.first_date
+
+    def settings(days: int) -> Config:
+        """So long a training that just these days are before it."""
+        window = config.run_window(aw.DAY)
+        return aw.settings(home, f"window.train_days={config.window.train_days + (window.train_first - first).days - days}")
+
+    assert settings(28).run_window(aw.DAY).train_first == first + timedelta(days=28)
+    with pytest.raises(MissingPartition, match="table examples"):  # enough of them; this lake has no examples of so long a training
+        train_inputs(settings(28), aw.DAY)
+    with pytest.raises(
+        JobError,
+        match=r"model\.affinity: 27 days of events before .* at least 28 expected.*window\.train_days.*model\.affinity\.enabled=false",
+    ):
+        train_inputs(settings(27), aw.DAY)
+    off = tw.settings(home, f"window.train_days={settings(27).window.train_days}")
+    with pytest.raises(MissingPartition, match="table examples"):
+        train_inputs(off, aw.DAY)
+
+
 def test_with_the_setting_off_a_training_reads_nothing_more_and_has_the_lineage_it_had(config: Config) -> None:
     home = Path(config.paths.home)
     off, other = tw.settings(home), tw.settings(home, "model.affinity.ridge=3", "model.affinity.max_items=1")
