@@ -1,6 +1,9 @@
 """What each part of the method is worth: the same training with one thing changed, over several seeds, on the same rows.
 
-    python -m benchmarks.ablation [--features] [--date 2017-11-15] [--seeds 2017 7 18] [--rows gumbel_sdud ...] [--quick]
+    python -m benchmarks.ablation [--features] [--date 2017-11-15] [--seeds 2017 7 18] [--rows gumbel_sdud ... | --all] [--quick]
+
+Without ``--rows`` or ``--all`` the rows are the grid: the paper's, and what collision resolution costs. ``--all`` adds every further switch
+of the method and every further two-stage system, some fifty trainings a seed.
 
 Every row of ``ablation_rows`` is trained under torchrun in a home of its own under ``<paths.home>/benchmarks/ablation`` and judged on the
 evaluation days of the date: ranking, the retrieval path on the same impressions, and lists over the whole catalogue with and without
@@ -136,13 +139,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, default=None)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help=f"default: {' '.join(map(str, SEEDS))}; --quick: the first")
-    parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help=f"some of: {', '.join(ROWS)}; default: the grid")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--rows", nargs="+", default=[], metavar="ROW", help=f"some of: {', '.join(ROWS)}; default: the grid")
+    which.add_argument("--all", action="store_true", help=f"the grid and every further row, {len(ROWS)} in all")
     parser.add_argument("--quick", action="store_true", help="few rows, one seed, twelve days: under ten minutes on two cores")
     add_validation(parser)
     parser.add_argument("--features", action="store_true", help="build first what the lake lacks")
     parser.add_argument("--again", action="store_true", help="judge anew what is there; a training with the same lineage is kept")
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser
+
+
+def rows_asked(args: argparse.Namespace) -> list[Row]:
+    """Rows that the options ask for.
+
+    Raises:
+        ValueError: there is no such row.
+    """
+    return chosen(tuple(ROWS) if args.all else args.rows or (QUICK_ROWS if args.quick else ()))
 
 
 def main() -> None:
@@ -153,7 +167,7 @@ def main() -> None:
     draws = max(load(args.config).evaluate.bootstrap, LEAST_DRAWS)
     sets = (f"evaluate.bootstrap={draws}", *(QUICK if args.quick else ()), *args.set)
     try:
-        config, rows = load(args.config, sets), chosen(args.rows or (QUICK_ROWS if args.quick else ()))
+        config, rows = load(args.config, sets), rows_asked(args)
     except (ConfigError, ValueError) as error:
         parser.error(str(error))
     name = "ablation-quick" if args.quick else "ablation"

@@ -52,6 +52,10 @@ _TOKENIZERS: dict[Kind, str] = {"rqvae": "RQ-VAE", "rkmeans": "k-means", "resid"
 """Every kind of the registry that makes SIDs before a ranker is trained, for people."""
 
 
+def _shape(levels: int, codes: int) -> dict[str, str]:
+    return {"model.levels": str(levels), "model.codes": str(codes)}
+
+
 def _plain(kind: Kind) -> Row:
     return Row(name=kind, label=f"two-stage: {_TOKENIZERS[kind]} SIDs, same Mixer", sets=_GIVEN, tokenizer=kind)
 
@@ -109,6 +113,22 @@ FURTHER = (
         sets={"model.u2t_teacher": "batch_mean", "model.u2t_mix": "1.0", "model.u2t_gradient": "true", "model.u2t_inference": "mlp"},
     ),
     Row(name="leave_one_out", label="u2t teacher: leave one out", sets={"model.u2t_teacher": "leave_one_out"}),
+    Row(
+        name="back_off_8",
+        label="leave one out, back-off below 8 rows",
+        sets={"model.u2t_teacher": "leave_one_out", "model.u2t_min_bucket": "8"},
+    ),
+    Row(name="u2t_mix_0", label="MLP_u2t alone in training", sets={"model.u2t_mix": "0.0"}),
+    Row(name="u2t_mix_1", label="u2t teacher alone in training", sets={"model.u2t_mix": "1.0"}),
+    Row(name="u2t_gradient", label="L_u2t trains tower and prefixes too", sets={"model.u2t_gradient": "true"}),
+    Row(name="no_id_dropout", label="item ids never masked", sets={"model.item_id_dropout": "0.0"}),
+    Row(name="recon_stop_sid", label="L_recon moves the item, not the SID", sets={"model.recon_stop": "sid"}),
+    *(
+        Row(name=f"codes_{levels}x{codes}", label=f"{levels} levels of {codes} codes", sets=_shape(levels, codes))
+        for levels, codes in ((2, 256), (4, 32))
+    ),
+    *(Row(name=f"no_{loss}", label=f"without L_{loss}", sets={f"model.loss.{loss}": "0"}) for loss in ("commit", "recon", "u2t")),
+    Row(name="organic_positives", label="open positives: organic alone", sets={"model.open_positives": "organic"}),
     Row(name="item_popularity", label="popularity as a static item field", sets={"dataset.item_popularity": "[30]"}),
     Row(name="hard_negatives", label="10 hard negatives a request", sets={"train.hard_negatives": "10"}),
     *(
@@ -116,6 +136,7 @@ FURTHER = (
         for n in (0, 20, 60)
     ),
     Row(name="popular_negatives", label="40 popular negatives a request", sets={"train.popular_negatives": "40"}),
+    Row(name="no_affinity", label="without the affinity in c_uv", sets={"model.affinity.enabled": "false"}),
     Row(name="affinity", label="affinity of history and item in c_uv", sets={"model.affinity.enabled": "true"}),
     Row(
         name="affinity_popular",
@@ -130,7 +151,7 @@ FURTHER = (
     Row(name="pool_query", label="target-free history in retrieval", sets={"model.retrieval_query": "pool"}),
     Row(name="sum_log", label="path score: sum of logs", model_of=DIG, path_score="sum_log"),
 )
-"""Further switches of the method, asked for by name."""
+"""Further switches of the method, asked for by name or all together; one that says what is in force shares the runs of ``dig``."""
 
 ROWS = {row.name: row for row in (*GRID, *FURTHER)}
 TWO_STAGE = tuple(name for name, row in ROWS.items() if row.tokenizer)

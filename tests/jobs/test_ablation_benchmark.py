@@ -7,16 +7,19 @@ from dataclasses import replace
 from datetime import date, timedelta
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import evaluation_world as ew
 import numpy as np
 import pyarrow as pa
 import pytest
+from pydantic.fields import FieldInfo
 
 from benchmarks import ablation, ablation_runs, ablation_samples, ablation_table
-from benchmarks.ablation_rows import BASE, DIG, GRID, ROWS, TWO_STAGE, Row, chosen
+from benchmarks.ablation_rows import BASE, DIG, GRID, QUICK_ROWS, ROWS, TWO_STAGE, Row, chosen
 from benchmarks.ablation_runs import Place, Run, judge, runs_of
 from dig_models.bundle import Bundle, load_bundle
+from dig_models.config import LossWeights, ModelConfig
 from dig_models.evaluate import ranking
 from dig_models.evaluate.scoring import exposed_rows, rank_rows
 from dig_models.quantize.known import KnownSids, read_sids
@@ -357,6 +360,56 @@ def test_every_row_has_settings_that_exist(tmp_path: Path) -> None:
     place = Place(config=config, day=ew.DAY, settings=None, sets=sets_of(tmp_path), home=tmp_path / "ablation")
     for row in ROWS.values():
         assert Run(place=place, row=row, seed=1).config.train.seed == 1
+
+
+def choices_of(field: FieldInfo) -> set[object]:
+    """What a switch may be: the options of a literal, on and off; nothing for a number."""
+    return (
+        {True, False} if field.annotation is bool else set(get_args(field.annotation)) if get_origin(field.annotation) is Literal else set()
+    )
+
+
+def test_every_choice_of_every_switch_of_the_method_is_in_force_or_has_a_row(place: Place) -> None:
+    runs = [Run(place=place, row=row, seed=1) for row in ROWS.values()]
+    switches = {name: choices for name, field in ModelConfig.model_fields.items() if (choices := choices_of(field))}
+    assert {"assignment", "codebook", "u2t_teacher", "recon_stop", "gumbel_gradient"} <= set(switches)
+    for name, choices in switches.items():
+        tried = {getattr(run.config.model, name) for run in runs} | {
+            getattr(run.row, name.removesuffix("_inference"), None) for run in runs
+        }
+        assert choices <= tried, name
+    assert {run.config.model.affinity.enabled for run in runs} == {True, False}
+    numbers = {name: {getattr(run.config.model, name) for run in runs} for name in ("item_id_dropout", "u2t_mix", "u2t_min_bucket")}
+    assert numbers == {"item_id_dropout": {0.0, 0.1}, "u2t_mix": {0.0, 0.9, 1.0}, "u2t_min_bucket": {2, 8}}
+    assert {(run.config.model.levels, run.config.model.codes) for run in runs} == {(3, 6), (2, 256), (4, 32)}
+    losses = {(name, value) for run in runs for name, value in run.config.model.loss if value == 0}
+    assert losses == {(name, 0.0) for name in LossWeights.model_fields}
+
+
+def test_one_row_changes_one_thing_or_says_what_it_takes_with_it(place: Place) -> None:
+    of = {name: Run(place=place, row=ROWS[name], seed=1).config.model for name in ("dig", "recon_stop_sid", "cut_off", "back_off_8")}
+    assert of["recon_stop_sid"] == of["dig"].model_copy(update={"recon_stop": "sid"})
+    assert of["cut_off"] == of["recon_stop_sid"].model_copy(update={"rank_gradient_to_encoder": False})
+    assert of["back_off_8"].u2t_teacher == "leave_one_out", "no other teacher backs off"
+
+
+def test_a_row_that_says_what_is_in_force_is_no_further_run(place: Place) -> None:
+    off, on = (replace(place, sets=(*place.sets, f"model.affinity.enabled={value}")) for value in ("false", "true"))
+    for at, same, other in ((off, "no_affinity", "affinity"), (on, "affinity", "no_affinity")):
+        keys = {name: Run(place=at, row=ROWS[name], seed=1).key for name in ("dig", same, other)}
+        assert keys["dig"] == keys[same] != keys[other]
+
+
+def test_all_rows_are_asked_for_at_once_but_not_beside_some_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ablation._parser()
+    assert ablation.rows_asked(parser.parse_args(["--all"])) == list(ROWS.values())
+    assert ablation.rows_asked(parser.parse_args(["--all", "--quick"])) == list(ROWS.values())
+    assert ablation.rows_asked(parser.parse_args([])) == list(GRID)
+    assert [row.name for row in ablation.rows_asked(parser.parse_args(["--quick"]))] == list(QUICK_ROWS)
+    assert [row.name for row in ablation.rows_asked(parser.parse_args(["--rows", "affinity"]))] == [BASE, DIG, "affinity"]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--all", "--rows", "affinity"])
+    assert "not allowed with argument" in capsys.readouterr().err
 
 
 def test_runs_of_different_rows_are_not_put_into_one_table(place: Place, judged: dict[str, dict], tmp_path: Path) -> None:
