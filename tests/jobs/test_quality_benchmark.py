@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import date
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import judging, quality, tabular
+from benchmarks.ablation_verdicts import MAX_AUC_LOSS
 from dig_models.bundle import load_bundle
 from dig_models.evaluate import ranking
 from dig_models.evaluate.scoring import exposed_rows, rank_rows
@@ -43,7 +45,15 @@ def test_all_rankers_are_judged_on_the_same_rows(found):
 @pytest.mark.slow
 def test_a_model_less_itself_is_exactly_zero_and_so_is_its_interval(found):
     assert found[0]["differences"]["dig_minus_base"] == {"auc": 0.0, "auc_ci": (0.0, 0.0)}
-    assert found[0]["limits"]["auc_not_more_than_0.002_below_base"]
+    assert found[0]["limits"]["auc_not_more_than_0.001_below_base"]
+
+
+def test_the_loss_allowed_is_that_of_the_ablation_and_more_of_it_is_not_met():
+    for loss, met in ((0.5, True), (1.0, True), (1.5, False)):
+        gaps = {"dig_minus_base": {"auc": -loss * MAX_AUC_LOSS}, "dig_minus_trees": {"auc": 0.001}}
+        assert quality.limits(gaps) == {f"auc_not_more_than_{MAX_AUC_LOSS}_below_base": met, "auc_above_trees": True}
+    kept = json.loads((judging.RESULTS / "quality.json").read_text())
+    assert kept["limits"] == quality.limits(kept["differences"]), "the figures that are kept are held against the limit in force"
 
 
 @pytest.mark.slow
