@@ -264,9 +264,16 @@ class Judged:
         """Item rows that no list of a variant may hold."""
         return self.bought if variant == "new" else [b[:0] for b in self.bought]
 
-    def values(self, variant: Variant, list_QK: Ints, k: int = 10) -> dict[str, Floats]:
-        """``recall@k`` and ``ndcg@k`` of each request, NaN where nothing is relevant; lists are padded with -1."""
-        relevant = self.relevant[variant]
+    def values(self, variant: Variant, list_QK: Ints, k: int = 10, relevant: Sequence[Ints] | None = None) -> dict[str, Floats]:
+        """``recall@k`` and ``ndcg@k`` of each request, NaN where nothing is relevant; lists are padded with -1.
+
+        Args:
+            variant: which items count as relevant.
+            list_QK: item rows.
+            k: ranks.
+            relevant: item rows that count in the place of the variant's, by request.
+        """
+        relevant = self.relevant[variant] if relevant is None else relevant
         size_Q = np.array([len(r) for r in relevant], dtype=np.int64)
         flat, offset = np.concatenate([np.zeros(0, np.int64), *relevant]), np.concatenate([[0], np.cumsum(size_Q)])
         hit = retrieval.hits(list_QK, flat, offset)

@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -234,11 +235,14 @@ def commit(lake: Lake, table: str, day: date, rows: pa.Table) -> None:
     )
 
 
-def train(world: World, day: date = DAY, *, steps: int = 30, seed: int = 0, lineage: str = "") -> Path:
-    """A bundle for ``day`` in the checkpoints folder: a few real steps of both phases on the week before the evaluation days."""
+def train(world: World, day: date = DAY, *, steps: int = 30, seed: int = 0, lineage: str = "", **changes: Any) -> Path:
+    """A bundle for ``day`` in the checkpoints folder: a few real steps of both phases on the week before the evaluation days.
+
+    ``changes`` are of the model's settings.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    model = Dig(ModelConfig(**SMALL), world.spec, seed=seed)
+    model = Dig(ModelConfig(**SMALL, **changes), world.spec, seed=seed)
     model.set_items(world.items)
     window = world.config.run_window(day)
     requests = world.requests(days_between(window.eval_first - timedelta(days=7), window.train_last))
