@@ -70,8 +70,8 @@ benchmarks: setup  ## the scripts of benchmarks/ that need no server, after `mak
 	@$(BIN)/python -m benchmarks.beam
 	@$(BIN)/python -m benchmarks.negatives
 
-ablation: setup  ## what each part of the method is worth, with three seeds, from the raw tables on; hours, and goes on where it was stopped
-	@$(WITH_JAVA) $(BIN)/python -m benchmarks.ablation --features $(ARGS)
+ablation: setup  ## what each part of the method is worth, and the baselines, three seeds, from the raw tables on; hours, goes on where it was stopped; ARGS=--all: every switch
+	@$(WITH_JAVA) $(BIN)/python -m benchmarks.ablation --features --baselines $(ARGS)
 
 ablation-quick: setup  ## a small one from the raw tables on: the published grid, one seed, twelve days; minutes
 	@$(WITH_JAVA) $(BIN)/python -m benchmarks.ablation --features --quick $(ARGS)

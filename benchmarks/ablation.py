@@ -1,6 +1,7 @@
 """What each part of the method is worth: the same training with one thing changed, over several seeds, on the same rows.
 
-    python -m benchmarks.ablation [--features] [--date 2017-11-15] [--seeds 2017 7 18] [--rows gumbel_sdud ... | --all] [--quick]
+    python -m benchmarks.ablation [--features] [--date 2017-11-15] [--seeds 2017 7 18] [--rows gumbel_sdud ... | --all] [--baselines]
+    python -m benchmarks.ablation --features --quick
 
 Without ``--rows`` or ``--all`` the rows are the grid: the paper's, and what collision resolution costs. ``--all`` adds every further switch
 of the method and every further two-stage system, some fifty trainings a seed.
@@ -12,6 +13,7 @@ re-ranking. A run that is there is not done again (``ablation_runs``), so the sc
 short window, and builds no more than that needs, in a lake of its own where the common one is not whole (``ablation_lake``): under ten
 minutes from nothing on two cores. ``--validation`` judges on the validation days instead: settings
 are tuned by these, and the evaluation days are left for what was chosen. The models are the same, so each is trained once for both.
+``--baselines`` runs ``benchmarks.baselines`` afterwards, for the same date, days, settings and seeds: usual methods on the same rows.
 
 Writes ``benchmarks/results/ablation.json``, ``.txt`` and ``.png`` (``--quick``: ``ablation-quick``; names of others: ``result_name``),
 after every seed.
@@ -142,12 +144,24 @@ def _parser() -> argparse.ArgumentParser:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--rows", nargs="+", default=[], metavar="ROW", help=f"some of: {', '.join(ROWS)}; default: the grid")
     which.add_argument("--all", action="store_true", help=f"the grid and every further row, {len(ROWS)} in all")
-    parser.add_argument("--quick", action="store_true", help="few rows, one seed, twelve days: under ten minutes on two cores")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--baselines", action="store_true", help="run benchmarks.baselines afterwards, for the same date and seeds")
+    size.add_argument("--quick", action="store_true", help="few rows, one seed, twelve days: under ten minutes on two cores")
     add_validation(parser)
     parser.add_argument("--features", action="store_true", help="build first what the lake lacks")
     parser.add_argument("--again", action="store_true", help="judge anew what is there; a training with the same lineage is kept")
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser
+
+
+def baselines_command(place: Place, seeds: Sequence[int], results: Path) -> list[str]:
+    """The command that puts the usual methods beside the table: for the same date, days, settings, draws and seeds."""
+    command = [sys.executable, "-m", "benchmarks.baselines", "--date", place.day.isoformat(), "--results", str(results)]
+    command += ["--seeds", *map(str, seeds)]
+    command += ["--config", str(place.settings)] if place.settings else []
+    command += ["--validation"] if place.part == "validation" else []
+    command += ["--acceptance"] if place.config.in_acceptance(place.day) else []
+    return command + [part for one in place.sets for part in ("--set", one)]
 
 
 def rows_asked(args: argparse.Namespace) -> list[Row]:
@@ -176,7 +190,8 @@ def main() -> None:
     try:
         if args.features:
             place = with_features(place, whole, quick=args.quick)
-        runs = runs_of(place, rows, args.seeds or (SEEDS[:1] if args.quick else SEEDS))
+        seeds = args.seeds or (SEEDS[:1] if args.quick else SEEDS)
+        runs = runs_of(place, rows, seeds)
         files = [run.file for run in runs]  # their keys are taken after the lake was built, for they hold what is in it
     except ConfigError as error:
         parser.error(str(error))
@@ -200,7 +215,9 @@ def main() -> None:
         parser.exit(2, f"{error}\n")
     except subprocess.CalledProcessError as error:
         parser.exit(2, f"a training ended with status {error.returncode}; its train.log under {home / 'models'} says why\n")
-    print(table, end="")
+    print(table, end="", flush=True)
+    if args.baselines:
+        sys.exit(subprocess.run(baselines_command(place, seeds, args.results), check=False).returncode)
 
 
 if __name__ == "__main__":

@@ -360,8 +360,7 @@ def compare(world: World, methods: Sequence[str], seeds: Sequence[int], tell: Ca
     }
 
 
-def main() -> None:
-    """Parse the options, run what is missing, write table and plot."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--date", type=date.fromisoformat, help="default: the default date of the data set")
     parser.add_argument("--acceptance", action="store_true", help="allow a date in the acceptance period")
@@ -374,6 +373,12 @@ def main() -> None:
     parser.add_argument("--patience", type=int, default=6, help="epochs without a gain after which a retrieving network is done")
     add_validation(parser)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    return parser
+
+
+def main() -> None:
+    """Parse the options, run what is missing, write table and plot."""
+    parser = _parser()
     args = parser.parse_args()
     config, day = asked(parser, args)
     seeds = list(dict.fromkeys(args.seeds))

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pytest
 from pydantic.fields import FieldInfo
 
-from benchmarks import ablation, ablation_runs, ablation_samples, ablation_table
+from benchmarks import ablation, ablation_runs, ablation_samples, ablation_table, baselines
 from benchmarks.ablation_rows import BASE, DIG, GRID, QUICK_ROWS, ROWS, TWO_STAGE, Row, chosen
 from benchmarks.ablation_runs import Place, Run, judge, runs_of
+from benchmarks.judging import Part
 from dig_models.bundle import Bundle, load_bundle
 from dig_models.config import LossWeights, ModelConfig
 from dig_models.evaluate import ranking
@@ -409,6 +410,25 @@ def test_all_rows_are_asked_for_at_once_but_not_beside_some_of_them(capsys: pyte
     assert [row.name for row in ablation.rows_asked(parser.parse_args(["--rows", "affinity"]))] == [BASE, DIG, "affinity"]
     with pytest.raises(SystemExit):
         parser.parse_args(["--all", "--rows", "affinity"])
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["evaluation", "validation"])
+def test_the_baselines_are_asked_for_the_date_days_settings_and_seeds_of_the_table(place: Place, part: Part, tmp_path: Path) -> None:
+    settings = tmp_path / "own.yaml"
+    command = ablation.baselines_command(replace(place, part=part, settings=settings), [7, 18], tmp_path)
+    assert command[1:3] == ["-m", "benchmarks.baselines"]
+    args = baselines._parser().parse_args(command[3:])
+    assert (args.date, args.config, args.set, args.seeds) == (place.day, settings, list(place.sets), [7, 18])
+    assert (args.validation, args.acceptance, args.results) == (part == "validation", False, tmp_path)
+    assert args.methods == list(baselines.METHODS)
+    kept = replace(place, config=ew.settings(tmp_path, "dataset.acceptance_from=2017-11-15"))
+    assert baselines._parser().parse_args(ablation.baselines_command(kept, [7], tmp_path)[3:]).acceptance
+
+
+def test_a_quick_run_has_no_baselines(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ablation._parser().parse_args(["--quick", "--baselines"])
     assert "not allowed with argument" in capsys.readouterr().err
 
 
