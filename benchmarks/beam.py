@@ -2,15 +2,21 @@
 
     python -m benchmarks.beam [--date 2017-11-08] [--beams 1 10 50 200] [--requests 500]
 
-Asked of the finished model of a date, on its evaluation days, or with ``--validation`` on its validation days. A prefix's score need not
-bound that of its best descendant, so a beam can drop the prefix of the best item:
+Asked of the finished model of a date, on its evaluation days, or with ``--validation`` on its validation days; beams of 1, 2, 5, 10, 20,
+50, 100 and 200 prefixes unless others are asked for. A prefix's score need not bound that of its best descendant, so a beam can drop the
+prefix of the best item:
 
 - ``path_winner_lost``: share of requests whose best path score is below that of a search that keeps every prefix.
 - ``rank_winner_lost``: share of requests whose best re-ranked item scores below the best item of the whole catalogue by the ranking path.
 - ``top10_kept``: share of the exhaustive search's ten items that are among the beam's ten.
 - ``recall@10``, ``ndcg@10``: by path score and re-ranked, over all items and over those new to the user.
-- ``valid_beams``: share of the prefixes at each level that exist in the catalogue, if the search were free to compose any code
-  (``MLP_u2t``, because a prefix without items has no exact crosses). The project's search scores existing prefixes only: its rate is 1.
+- ``valid_beams``: for each level, the share of the kept prefixes that some item of the catalogue has, in a search that is free to
+  compose any code: every kept prefix is followed by all K codes, whether it exists or not, and the B best go on (all K at the first level
+  where B is larger). A mean over the first 100 judged requests. The project's own search scores existing prefixes only: its rate is 1.
+
+All figures but the last are of the search as it serves, with the model's ``u2t_inference``: by default the exact mean of the crosses over
+a prefix's items. ``valid_beams`` is scored with ``MLP_u2t`` whatever serving uses, because a prefix without items has no exact mean. So it
+says what a search without a trie would meet, and nothing of the one that serves; ``u2t`` and ``valid_beams_u2t`` of the result name both.
 
 Writes ``benchmarks/results/beam.json`` and ``beam.png``. Shape suffixes: ``G`` requests of a chunk, ``Q`` requests or kept prefixes, ``K``
 codes or ranks, ``L`` levels, ``D`` width, ``R`` rows.
@@ -102,7 +108,10 @@ def padded(found: Retrieved) -> Ints:
 
 @torch.no_grad()
 def valid_beams(retriever: Retriever, requests: RequestTable, index_B: Ints, beam: int) -> NDArray[np.float64]:
-    """Share of the ``beam`` best prefixes of each level that exist in the catalogue, ``(B, L)``, when any code may follow any prefix."""
+    """Share of the ``beam`` best prefixes of each level that exist in the catalogue, ``(B, L)``, when any code may follow any prefix.
+
+    Scored with ``MLP_u2t``: a prefix that no item has is without exact crosses.
+    """
     model, shape, trie = retriever.model, retriever.model.config, retriever.trie
     codes_NL = np.asarray(trie.item_codes(), dtype=np.int64)[1:]
     known = [np.unique(codes_NL[:, : level + 1] @ shape.codes ** np.arange(level, -1, -1)) for level in range(shape.levels)]
@@ -143,6 +152,9 @@ def measure(judged: Judged, beams: Sequence[int], *, free_requests: int = 100) -
         "requests": len(judged.index_Q),
         "prefixes": [retriever.trie.nodes(level) for level in range(retriever.trie.levels)],
         "rerank": judged.config.retrieve.rerank,
+        "u2t": judged.bundle.model.config.u2t_inference,
+        "valid_beams_u2t": "mlp",
+        "valid_beams_requests": len(judged.index_Q[:free_requests]),
         "beams": rows[:-1],
         "exhaustive": rows[-1],
     }
@@ -175,7 +187,13 @@ def plot(found: dict[str, Any]) -> Figure:
     left.set(xscale="log", xlabel="beam B", ylabel=f"recall@{K}", title="Recall (dotted: no prefix dropped)")
     for name, color in (("path_winner_lost", "#0b6e99"), ("rank_winner_lost", "#c2571a")):
         right.plot(beams, [row[name]["mean"] for row in found["beams"]], "o-", color=color, label=name.replace("_", " "))
-    right.plot(beams, [row["valid_beams"][-1] for row in found["beams"]], "s--", color="#6a737d", label="valid beams, free codes, full SID")
+    right.plot(
+        beams,
+        [row["valid_beams"][-1] for row in found["beams"]],
+        "s--",
+        color="#6a737d",
+        label="valid beams, free codes, MLP u2t, full SID",
+    )
     right.set(xscale="log", xlabel="beam B", ylim=(-0.02, 1.02), title="Share of requests, of beams")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

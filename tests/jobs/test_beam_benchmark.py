@@ -9,10 +9,12 @@ from pathlib import Path
 import evaluation_world as ew
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import beam, negatives
 from benchmarks.judging import Judged
 from dig_models.evaluate.lists import Contender, Search, recommend_all
+from dig_models.retrieve.beam import OPEN
 
 pytestmark = pytest.mark.slow
 
@@ -38,8 +40,39 @@ def test_a_beam_that_drops_nothing_loses_nothing(judged: Judged) -> None:
         assert 0.0 <= last <= first <= 1.0
     # With as many beams as there are pairs of codes, those that exist are all among them: their share is known.
     of_two = found["prefixes"][1] / 36
+    assert (found["u2t"], found["valid_beams_u2t"], found["valid_beams_requests"]) == ("exact", "mlp", 5)
     assert found["beams"][-1]["valid_beams"][1] == pytest.approx(of_two)
     assert beam.plot(found).axes
+
+
+def test_the_beams_that_are_asked_about_are_measured_by_default() -> None:
+    assert {10, 50, 200} <= set(beam.BEAMS)
+
+
+def test_valid_beams_are_the_existing_ones_among_the_best_of_all_codes_by_the_predicted_crosses(judged: Judged) -> None:
+    assert judged.bundle.model.config.u2t_inference == "exact", "so that the search itself scores otherwise"
+    there = [{tuple(code[: level + 1]) for code in judged.bundle.codes_NL[1:].tolist()} for level in range(3)]
+    shares = [slowly_valid(judged, at, there, codes=6, width=4) for at in judged.index_Q[:8]]
+    found_BL = beam.valid_beams(judged.retriever, judged.requests, judged.index_Q[:8], 4)
+    np.testing.assert_allclose(found_BL, shares)
+    assert 0.0 < np.mean(shares, axis=0)[-1] < 1.0, "else the test could not see which prefixes are kept"
+
+
+@torch.no_grad()
+def slowly_valid(judged: Judged, at: int, there: list[set[tuple[int, ...]]], *, codes: int, width: int) -> list[float]:
+    """For one request, with a forward pass a prefix."""
+    model, first, kept, shares = judged.bundle.model, torch.zeros(1, dtype=torch.int64), [()], []
+    users = judged.retriever.users(judged.requests, np.array([at]))
+    for level_there in there:
+        tried = [(*prefix, code) for prefix in kept for code in range(codes)]
+        scores = []
+        for prefix in tried:
+            e_1D = model.prefix_embeddings(torch.tensor([prefix]))[:, -1]
+            u2t_1C = model.predict_u2t(users, first, e_1D)
+            scores.append(float(model.recall_logit(users, first, e_1D, u2t_1C, torch.full_like(first, OPEN))))
+        kept = [tried[best] for best in np.argsort(scores)[::-1][:width]]
+        shares.append(float(np.mean([prefix in level_there for prefix in kept])))
+    return shares
 
 
 def test_recall_is_that_of_the_evaluation(judged: Judged) -> None:
