@@ -356,9 +356,10 @@ def test_rows_are_chosen_by_name_with_what_they_are_compared_with() -> None:
         chosen(["nonsense"])
 
 
-def test_every_row_has_settings_that_exist(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [None, Path("conf/movielens.yaml")])
+def test_every_row_has_settings_that_exist(tmp_path: Path, settings: Path | None) -> None:
     config = ew.settings(tmp_path)
-    place = Place(config=config, day=ew.DAY, settings=None, sets=sets_of(tmp_path), home=tmp_path / "ablation")
+    place = Place(config=config, day=ew.DAY, settings=settings, sets=sets_of(tmp_path), home=tmp_path / "ablation")
     for row in ROWS.values():
         assert Run(place=place, row=row, seed=1).config.train.seed == 1
 
