@@ -272,6 +272,19 @@ def read_sids(path: str | Path) -> KnownSids:
     return _sids_from_arrow(pq.read_table(path / ITEMS)).over(_reserved(path, settings))
 
 
+def read_info(path: str | Path) -> dict[str, Any]:
+    """What the training run said about itself, without the model.
+
+    Raises:
+        BundleError: ``model.json`` is missing or damaged, or its format is newer than this code.
+    """
+    settings = _settings(Path(path))
+    try:
+        return dict(settings["info"])
+    except (KeyError, TypeError, ValueError):
+        raise BundleError(f"{Path(path) / SETTINGS}: says nothing of the training; restore it or train again") from None
+
+
 def read_reserved(path: Path) -> KnownSids:
     """SIDs of items outside the catalogue, of a bundle or of what ``save_network`` wrote; checksums are the caller's business.
 

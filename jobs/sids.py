@@ -12,7 +12,6 @@ import logging
 import shutil
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +31,13 @@ from jobs.dataset_config import digest_of
 from jobs.entry import Invocation, JobError, run
 from jobs.files import exclusive
 from jobs.progress import emit
+from jobs.sids_before import WAY_OUT, Before, before
 from jobs.sids_inputs import Made
 from jobs.tokenizing import Encoded, encoded, fitted
 from jobs.train_inputs import TrainInputs, lake_inputs
 
 log = logging.getLogger("jobs.sids")
 STAGE, STEPS = "tokenize", 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Before:
-    """A tokenizer to take over.
-
-    Attributes:
-        version: registered version that was trained on its SIDs.
-        bundle: folder of that version; ``made`` what lies there.
-    """
-
-    version: str
-    bundle: Path
-    made: Made
 
 
 def main(asked: Invocation) -> None:
@@ -71,20 +57,20 @@ def main(asked: Invocation) -> None:
 def _made(inputs: TrainInputs) -> Made:
     config, day = inputs.config, inputs.day
     emit(STAGE, 0, STEPS)
-    before = _before(inputs)
+    last = before(config, day)
     want = sids_inputs.wanted(config, day, inputs.window, inputs.inputs)
-    lineage = digest_of([want, before.made.lineage if before else None])
+    lineage = digest_of([want, last.lineage if last else None])
     there = sids_inputs.found(config, day)
     if there and there.lineage == lineage:
         log.info("%s: made already from the same data, settings and code (lineage %s)", there.folder, lineage[:12])
         _tidy(there.folder)
         return _told(inputs, there)
     since = time.perf_counter()
-    tokenizer = _tokenizer(inputs, before)
+    tokenizer = _tokenizer(inputs, last)
     spent = {"fit": time.perf_counter() - since}
     emit(STAGE, 1, STEPS)
     since = time.perf_counter()
-    done = encoded(inputs, tokenizer, conflicts=config.tokenizers.conflicts, before=_sids_before(before))
+    done = encoded(inputs, tokenizer, conflicts=config.tokenizers.conflicts, before=_sids_before(last))
     spent["encode"] = time.perf_counter() - since
     emit(STAGE, 2, STEPS)
     facts = {
@@ -94,7 +80,7 @@ def _made(inputs: TrainInputs) -> Made:
         "lineage": lineage,
         "wanted": want,
         "fit": sids_inputs.fit_digest(config),
-        "kept": {"version": before.version, "lineage": before.made.lineage} if before else None,
+        "kept": last.kept if last else None,
     }
     return _told(inputs, _install(inputs, tokenizer, done, facts | _report(inputs, done, spent)))
 
@@ -105,31 +91,14 @@ def _told(inputs: TrainInputs, made: Made) -> Made:
     return made
 
 
-def _before(inputs: TrainInputs) -> Before | None:
-    """The tokenizer of the version promoted before, if it may be taken over: asked for, whole, and fitted under the same settings."""
-    config = inputs.config
-    if config.tokenizers.refit == "daily" or not config.train.warm_start:
-        return None
-    version = registry.ancestor(config, inputs.day)
-    if version is None:
-        return None
-    bundle = registry.fetch(config, version)
-    made = sids_inputs.read(bundle / sids_inputs.PLACE)
-    if made is None or made.record.get("fit") != sids_inputs.fit_digest(config):
-        found = "has no whole one" if made is None else f"has one of kind {made.record.get('kind')} under other settings"
-        log.info("version %s %s: the tokenizer is fitted anew", version.version, found)
-        return None
-    return Before(version=version.version, bundle=bundle, made=made)
-
-
-def _tokenizer(inputs: TrainInputs, before: Before | None) -> Tokenizer:
+def _tokenizer(inputs: TrainInputs, last: Before | None) -> Tokenizer:
     """The one taken over, else one that is fitted now.
 
     Raises:
         JobError: it cannot be fitted, or the one to take over cannot be read.
     """
     config = inputs.config
-    if before is None:
+    if last is None:
         of = config.tokenizers
         return fitted(
             inputs,
@@ -140,18 +109,16 @@ def _tokenizer(inputs: TrainInputs, before: Before | None) -> Tokenizer:
             settings=of.of(config.tokenizer),
         )
     try:
-        tokenizer = load_tokenizer(before.made.folder, config.dataset.spec())
+        tokenizer = load_tokenizer(last.made().folder, config.dataset.spec())
     except (TokenizerError, FeatureSpecMismatch, MissingExtra) as error:
-        raise JobError(
-            f"tokenizer of version {before.version}: {error}; to fit another one, which moves nearly all SIDs, set tokenizers.refit=daily"
-        ) from error
-    log.info("tokenizer of version %s is kept: its items keep their SIDs", before.version)
+        raise JobError(f"tokenizer of version {last.version}: {error}; {WAY_OUT}") from error
+    log.info("tokenizer of version %s is kept: its items keep their SIDs", last.version)
     return tokenizer
 
 
-def _sids_before(before: Before | None) -> KnownSids | None:
+def _sids_before(last: Before | None) -> KnownSids | None:
     try:
-        return read_sids(before.bundle) if before else None
+        return read_sids(last.bundle) if last else None
     except BundleError as error:
         raise JobError(str(error)) from error
 

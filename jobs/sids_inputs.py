@@ -26,12 +26,17 @@ CODE = (
         "dig_models.index.resolve",
         "jobs.dates",
         "jobs.sids",
+        "jobs.sids_before",
         "jobs.sids_inputs",
         "jobs.tokenizing",
         "jobs.train_inputs",
     ),
 )
 """Modules that decide the SIDs. Those that make them are no part of a ranker's digest that makes its own."""
+
+
+class NotWhole(ValueError):
+    """A result is missing or damaged; the message names the file and what was found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +65,7 @@ class Made:
     @property
     def told(self) -> dict[str, Any]:
         """What reports and bundles say of it."""
-        return {name: self.record[name] for name in ("kind", "content", "lineage", "kept")}
+        return {name: self.record[name] for name in ("kind", "content", "lineage", "fit", "kept")}
 
 
 def home(config: Config, day: date) -> Path:
@@ -111,17 +116,32 @@ def found(config: Config, day: date) -> Made | None:
         name = (home(config, day) / CURRENT).read_text().strip()
     except OSError:
         return None
-    return read(home(config, day) / name) if name else None
-
-
-def read(folder: Path) -> Made | None:
-    """A result wherever it lies, as beside the model that was trained on it; None if it is not whole."""
     try:
-        record: dict[str, Any] = json.loads((folder / RECORD).read_text())
-        whole = all(_sha256(folder / name) == digest for name, digest in record["sha256"].items())
-    except (OSError, ValueError, KeyError, AttributeError):
+        return read(home(config, day) / name) if name else None
+    except NotWhole:
         return None
-    return Made(folder=folder, record=record) if whole else None
+
+
+def read(folder: Path) -> Made:
+    """A result wherever it lies, as beside the model that was trained on it.
+
+    Raises:
+        NotWhole: a file is missing or is not the one that was written.
+    """
+    file = folder / RECORD
+    try:
+        record: dict[str, Any] = json.loads(file.read_text())
+        for name, digest in record["sha256"].items():
+            file = folder / name
+            if (now := _sha256(file)) != digest:
+                raise NotWhole(f"{file}: damaged: sha256 {now[:12]} found, {str(digest)[:12]} expected")
+    except OSError as error:
+        raise NotWhole(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        if isinstance(error, NotWhole):
+            raise
+        raise NotWhole(f"{file}: not the record of a tokenizer ({str(error).splitlines()[0]})") from error
+    return Made(folder=folder, record=record)
 
 
 def require(config: Config, day: date, want: str) -> Made:

@@ -66,9 +66,7 @@ class World:
         """What the champion was trained on."""
         champion = registry.find(self.config, registry.CHAMPION)
         assert champion is not None and champion.date == day
-        made = sids_inputs.read(registry.fetch(self.config, champion) / sids_inputs.PLACE)
-        assert made is not None
-        return made
+        return sids_inputs.read(registry.fetch(self.config, champion) / sids_inputs.PLACE)
 
     def published(self) -> dict[str, tuple[int, ...]]:
         """SIDs by item id, as a reader of the index finds them."""

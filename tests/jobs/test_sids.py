@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from dig_models.bundle import load_bundle
+from dig_models.bundle import load_bundle, save_bundle
+from dig_models.dig import Dig
 from dig_models.items import ItemTable
 from dig_models.quantize.known import read_sids
 from dig_models.tokenizers.registry import KINDS, load_tokenizer
@@ -288,6 +289,69 @@ def test_items_that_share_a_sid_are_told_apart_where_that_is_asked_for(home: Pat
     )
 
 
+# ---- the version before ----------------------------------------------------------------------------------------------
+
+
+def bundle_before(home: Path, *sets: str) -> Path:
+    """A version of the day before, registered and promoted, whose ranker is not trained; its folder in the registry."""
+    assert made(home, *sets, day=tw.before(1)) == 0
+    config = tw.settings(home, *sets)
+    found, spec = sids_inputs.found(config, tw.before(1)), config.dataset.spec()
+    assert found is not None
+    items = ItemTable.from_arrow(lake_inputs(config, tw.before(1)).items_shown(), spec)
+    model = Dig(config.model, spec, seed=1)
+    model.reserved = read_sids(found.sids, levels=config.model.levels, codes=config.model.codes)
+    model.set_items(items)
+    folder = Path(config.paths.at("checkpoints")) / str(tw.before(1)) / "bundle"
+    save_bundle(folder, model, items, {"lineage": "of the day before", "tokenizer": found.told})
+    shutil.copytree(found.folder, folder / sids_inputs.PLACE)
+    promoted(config, tw.before(1))
+    version = registry.ancestor(config, tw.DAY)
+    assert version is not None and version.version == "1"
+    return registry.fetch(config, version)
+
+
+def test_the_tokenizer_of_the_version_before_is_kept_and_known_items_keep_their_sids(home: Path) -> None:
+    bundle = bundle_before(home, *RKMEANS)
+    assert made(home, *RKMEANS) == 0
+    config, there = tw.settings(home, *RKMEANS), result(home, *RKMEANS)
+    before = sids_inputs.read(bundle / sids_inputs.PLACE)
+    assert there.record["kept"] == {"version": "1", "lineage": before.lineage}
+    old, new = (read_sids(one.sids, levels=config.model.levels, codes=config.model.codes) for one in (before, there))
+    np.testing.assert_array_equal(new.find(old.hash_X), old.code_XL)
+
+
+def test_a_kept_tokenizer_that_is_not_whole_is_refused_with_the_ways_out(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = bundle_before(home, *RKMEANS) / sids_inputs.PLACE
+    for name in ("made.json", "tokenizer.json", "tokenizer.safetensors", "sids.parquet"):
+        whole = (folder / name).read_bytes()
+        for part in (None, whole[: len(whole) // 2]):
+            (folder / name).unlink() if part is None else (folder / name).write_bytes(part)
+            assert made(home, *RKMEANS) == 2, name
+            told = caplog.records[-1].getMessage()
+            assert told.startswith(f"tokenizer of version 1: {folder / name}: ")
+            assert "tokenizers.refit=daily (or train.warm_start=false)" in told
+        (folder / name).write_bytes(whole)
+    assert sids_inputs.found(tw.settings(home), tw.DAY) is None, "nothing is fitted that nobody asked for"
+
+
+def test_a_version_whose_tokenizer_folder_is_lost_is_no_version_without_a_tokenizer(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place = bundle_before(home, *RKMEANS) / sids_inputs.PLACE
+    shutil.rmtree(place)
+    assert made(home, *RKMEANS) == 2
+    assert f"tokenizer of version 1: {place / 'made.json'}: cannot be read (No such file or directory)" in caplog.text
+    assert made(home, *RKMEANS, "tokenizers.refit=daily") == 0, "the way out that the message names"
+    assert made(home, *RQVAE) == 0, "of another kind nothing is read"
+    assert result(home).record["kept"] is None
+
+
+def test_a_version_that_cannot_be_read_is_refused_with_the_ways_out(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place = bundle_before(home, *RKMEANS) / "model.json"
+    place.write_text("{}")
+    assert made(home, *RKMEANS) == 2
+    assert f"version 1: {place}: format None found" in caplog.text and "tokenizers.refit=daily" in caplog.text
+
+
 # ---- the training ----------------------------------------------------------------------------------------------------
 
 
@@ -340,13 +404,3 @@ def test_the_next_date_keeps_the_tokenizer_of_the_version_promoted_before_it(hom
         caplog.clear()
         assert made(home, *RKMEANS, *other) == 0
         assert runs.read(config, tw.DAY, "sids")["kept"] is None, other
-    place = bundle_folder(config) / sids_inputs.PLACE / sids_inputs.SIDS
-    place.write_bytes(b"")
-    assert made(home, *RKMEANS) == 0
-    assert "has no whole one: the tokenizer is fitted anew" in caplog.text
-
-
-def bundle_folder(config: Config) -> Path:
-    version = registry.ancestor(config, tw.DAY)
-    assert version is not None
-    return registry.fetch(config, version)
