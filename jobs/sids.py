@@ -28,7 +28,7 @@ from dig_models.tokenizers.registry import MissingExtra, load_tokenizer
 from dig_models.tokenizers.settings import DIG, WITHOUT_CONTENT
 from jobs import registry, runs, sids_inputs
 from jobs.dataset_config import digest_of
-from jobs.entry import Invocation, JobError, run
+from jobs.entry import Held, Invocation, JobError, run
 from jobs.files import exclusive
 from jobs.progress import emit
 from jobs.sids_before import WAY_OUT, Before, before
@@ -48,9 +48,11 @@ def main(asked: Invocation) -> None:
         return
     torch.set_num_threads(config.train.threads_per_rank)
     inputs = lake_inputs(config, day)
-    home = sids_inputs.home(config, day)
-    with exclusive(home.with_name(f".{day}.{home.name}.lock"), wait=False), registry.answering(config):
-        made = _made(inputs)
+    try:
+        with exclusive(sids_inputs.lock(config, day), wait=False), registry.answering(config):
+            made = _made(inputs)
+    except Held as error:
+        raise Held(f"SIDs of {day} are being made, or its training, which reads them to its end, is under way: {error}") from None
     log.info("%s: SIDs by %s", made.sids, made.record["kind"])
 
 

@@ -73,6 +73,12 @@ def home(config: Config, day: date) -> Path:
     return Path(config.paths.at("checkpoints")) / day.isoformat() / PLACE
 
 
+def lock(config: Config, day: date) -> Path:
+    """Lock file of a date's training and of its SIDs: a training reads them from its start to its very end."""
+    folder = home(config, day).parent
+    return folder.with_name(f".{folder.name}.lock")
+
+
 def fit_digest(config: Config) -> str:
     """Digest of the settings that decide a fit, whatever the data: those under which a tokenizer may be taken over."""
     own = config.tokenizers.of(config.tokenizer)

@@ -43,6 +43,7 @@ from jobs.files import exclusive
 from jobs.neighbours import neighbours
 from jobs.progress import emit
 from jobs.sids_inputs import PLACE as TOKENIZER
+from jobs.sids_inputs import lock
 from jobs.tracking import Tracker
 from jobs.train_inputs import TrainInputs, train_inputs
 
@@ -80,7 +81,6 @@ class Start:
 
 def main(asked: Invocation) -> None:
     """Train for the date, or say that it is done."""
-    inputs = train_inputs(asked.config, asked.date)
     config = asked.config.train
     try:
         with process_group(config.backend, config.threads_per_rank) as world, _alone(asked.config, asked.date, world):
@@ -88,8 +88,9 @@ def main(asked: Invocation) -> None:
                 log.warning(
                     "%d process(es) train, the settings say %d: start with python -m jobs.launch", world.size, config.ranks * config.hosts
                 )
+            world.barrier()  # what is made under the same lock, the SIDs, stays as it is from here on, for all ranks
             with registry.answering(asked.config):
-                _train(inputs, world)
+                _train(train_inputs(asked.config, asked.date), world)
     except (ExamplesError, CrossArraysError, BundleError, SidsError, TrainingDiverged) as error:
         raise JobError(str(error)) from error
 
@@ -102,7 +103,7 @@ def _home(config: Config, day: date) -> Path:
 def _alone(config: Config, day: date, world: World) -> Iterator[None]:
     """One training of a date at a time; the first rank holds the lock and clears up behind one that was killed."""
     home = _home(config, day)
-    with exclusive(home.with_name(f".{home.name}.lock"), wait=False) if world.leads else nullcontext():
+    with exclusive(lock(config, day), wait=False) if world.leads else nullcontext():
         if world.leads:
             _settle(home)
         yield

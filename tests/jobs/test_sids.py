@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from itertools import islice
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +20,11 @@ from dig_models.items import ItemTable
 from dig_models.quantize.known import read_sids
 from dig_models.tokenizers.registry import KINDS, load_tokenizer
 from dig_models.tokenizers.settings import Kind, TokenizersConfig
-from jobs import registry, runs, sids, sids_inputs, tokenizing
+from dig_models.train.distributed import World
+from jobs import registry, runs, sids, sids_inputs, tokenizing, train
 from jobs.config import Config, ConfigError
 from jobs.entry import JobError, run
+from jobs.files import exclusive
 from jobs.lake import MARKER, Lake
 from jobs.train_inputs import TrainInputs, lake_inputs, train_inputs
 from tests.jobs import train_world as tw
@@ -168,12 +173,12 @@ def test_where_the_ranker_makes_its_own_there_is_nothing_to_do(home: Path) -> No
     assert sids_inputs.found(tw.settings(home), tw.DAY) is None
 
 
-def test_two_at_once_are_refused(home: Path) -> None:
-    from jobs.files import exclusive
-
-    place = sids_inputs.home(tw.settings(home), tw.DAY)
-    with exclusive(place.with_name(f".{tw.DAY}.{place.name}.lock")):
+def test_two_at_once_are_refused(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with exclusive(sids_inputs.lock(tw.settings(home), tw.DAY)):
         assert made(home, *RKMEANS) == 1
+        assert trained(tw.settings(home), *RKMEANS) == 1, "the training has the same lock"
+    assert f"SIDs of {tw.DAY} are being made, or its training" in caplog.text and "wait for it to end" in caplog.text
+    assert made(home, *RKMEANS) == 0
 
 
 def test_what_a_tokenizer_cannot_learn_from_is_one_message(home: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -375,6 +380,39 @@ def test_the_lineage_of_a_training_covers_the_tokenizer(home: Path) -> None:
         assert inputs.sids and inputs.made is not None
         lineages.add(inputs.lineage(ranks=1, ancestor=""))
     assert len(lineages) == 3
+
+
+def test_a_training_reads_the_sids_once_it_has_the_lock(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert made(home, *RKMEANS) == 0
+    alone = train._alone
+
+    @contextmanager
+    def overtaken(config: Config, day: date, world: World) -> Iterator[None]:
+        assert made(home, *RQVAE) == 0  # the last moment at which it can be
+        with alone(config, day, world):
+            yield
+
+    monkeypatch.setattr(train, "_alone", overtaken)
+    assert trained(tw.settings(home), *RKMEANS) == 2
+    assert "SIDs by rqvae made from other data, settings or code" in caplog.text
+
+
+@pytest.mark.slow
+def test_the_sids_of_a_training_stay_until_it_has_ended(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert made(home, *RKMEANS) == 0
+    write, found = train._write, []
+
+    def last_step(*args: Any) -> None:
+        found.append(made(home, *RQVAE))
+        write(*args)
+
+    monkeypatch.setattr(train, "_write", last_step)
+    assert trained(tw.settings(home), *RKMEANS) == 0
+    assert found == [1], "refused, to be tried again"
+    bundle = Path(tw.settings(home).paths.at("checkpoints")) / str(tw.DAY) / "bundle"
+    assert sids_inputs.read(bundle / sids_inputs.PLACE).lineage == result(home).lineage
 
 
 @pytest.mark.slow
