@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -214,10 +214,7 @@ class DatasetConfig(Strict):
             raw: of the tables that ingest writes alone; sampling of negatives, windows, buckets and catalogue do not touch them.
         """
         held = self.model_dump(mode="json", exclude={"last_date", "default_date", "acceptance_from", "item_popularity"})
-        for part in (held["source"], *held["source"].values()):
-            if isinstance(part, dict):
-                part.pop("path", None)
-                part.pop("package", None)
+        held["source"] = self._source_without_places()
         if not raw:
             del held["item_name"]
             return digest_of(held)
@@ -226,6 +223,22 @@ class DatasetConfig(Strict):
         picked["columns"] = sorted({f"{f.source_column}:{f.kind}" for f in fields} | {k.column for k in self.u2i.keys})
         picked["offers"] = [o.source_column for o in self.offers]
         return digest_of(picked)
+
+    def fields_digest(self) -> str:
+        """SHA-256 (hex) of what item fields are made from, beyond the feature spec: source tables and columns, wherever the files lie.
+
+        The same value of a field means the same item property as long as it stays; users, sampling and windows are no part of it.
+        """
+        source = self._source_without_places()
+        return digest_of({"source": source, "columns": {field.name: field.source_column for field in self.item_fields}})
+
+    def _source_without_places(self) -> dict[str, Any]:
+        held = self.source.model_dump(mode="json")
+        for part in (held, *held.values()):
+            if isinstance(part, dict):
+                part.pop("path", None)
+                part.pop("package", None)
+        return held
 
     def spec(self) -> FeatureSpec:
         """The feature spec that follows from this data set."""

@@ -91,6 +91,7 @@ def fit_digest(config: Config) -> str:
             "shape": [config.model.levels, config.model.codes],
             "seed": config.train.seed,
             "spec": config.dataset.spec().digest,
+            "fields": config.dataset.fields_digest(),
         }
     )
 

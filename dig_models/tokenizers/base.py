@@ -49,6 +49,8 @@ class Tokenizer(ABC):
 
     Attributes:
         kind: name of the method, also in settings and files.
+        format: what the stored settings and tensors mean. A change of the code under which those of old would give other SIDs, or none,
+            raises it: an old folder is then refused instead of being read as something that it was not.
         content: items as vectors.
         levels: SID length L; codes: size K of each level's codebook.
         settings: those of its own, if the kind has any; they are kept beside the tensors and handed to ``from_state`` as ``settings``,
@@ -56,6 +58,7 @@ class Tokenizer(ABC):
     """
 
     kind: ClassVar[str]
+    format: ClassVar[int] = 1
     settings: Strict | None = None
 
     def __init__(self, content: ContentVectors, levels: int, codes: int) -> None:
@@ -126,7 +129,7 @@ class Tokenizer(ABC):
         content = {name: torch.from_numpy(array) for name, array in self.content.arrays().items()}
         tensors = {**{f"{_CONTENT}{name}": tensor for name, tensor in content.items()}, **self.state()}
         save_file({name: value.contiguous() for name, value in tensors.items()}, path / STATE)
-        settings = {"kind": self.kind, "levels": self.levels, "codes": self.codes, "spec": self.content.spec.digest}
+        settings = {"kind": self.kind, "format": self.format, "levels": self.levels, "codes": self.codes, "spec": self.content.spec.digest}
         own = None if self.settings is None else self.settings.model_dump(mode="json")
         write_settings(path, {**settings, "content": self.content.kind, "settings": own})
 
@@ -138,7 +141,7 @@ class Tokenizer(ABC):
             TokenizerError: a file is missing or damaged, or holds a tokenizer of another kind.
             FeatureSpecMismatch: made with another feature spec.
         """
-        settings = read_settings(path, cls.kind, spec)
+        settings = read_settings(path, cls, spec)
         try:
             tensors = load_file(path / STATE)
             stored = {name: tensors.pop(name).numpy() for name in list(tensors) if name.startswith(_CONTENT)}
@@ -153,11 +156,11 @@ class Tokenizer(ABC):
             raise TokenizerError(f"{path / STATE}: not the tensors of a {cls.kind} tokenizer ({str(error).splitlines()[0]})") from None
 
 
-def read_settings(path: Path, kind: str, spec: FeatureSpec) -> dict[str, Any]:
+def read_settings(path: Path, wanted: type[Tokenizer], spec: FeatureSpec) -> dict[str, Any]:
     """``tokenizer.json`` of a folder.
 
     Raises:
-        TokenizerError: it is missing or damaged, or of another kind.
+        TokenizerError: it is missing or damaged, of another kind than ``wanted``, or of another format.
         FeatureSpecMismatch: made with another feature spec.
     """
     try:
@@ -165,8 +168,13 @@ def read_settings(path: Path, kind: str, spec: FeatureSpec) -> dict[str, Any]:
         found, digest = str(settings["kind"]), str(settings["spec"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _not_whole(path, error) from None
-    if found != kind:
-        raise TokenizerError(f"{path}: a tokenizer of kind {found!r} found, {kind!r} expected")
+    if found != wanted.kind:
+        raise TokenizerError(f"{path}: a tokenizer of kind {found!r} found, {wanted.kind!r} expected")
+    if settings.get("format") != wanted.format:
+        raise TokenizerError(
+            f"{path / SETTINGS}: format {settings.get('format')!r} of {found} found, this code reads format {wanted.format}: "
+            "read it with the code that wrote it, or fit it again"
+        )
     spec.require(digest, f"tokenizer {path}")
     return dict(settings)
 

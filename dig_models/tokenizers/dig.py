@@ -113,12 +113,13 @@ class DigTokenizer(Tokenizer):
         path.mkdir(parents=True, exist_ok=True)
         (path / SETTINGS).unlink(missing_ok=True)
         save_bundle(path / MODEL, self.bundle.model, self.bundle.items, self.bundle.info)
-        write_settings(path, {"kind": self.kind, "levels": self.levels, "codes": self.codes, "spec": self.bundle.spec.digest})
+        settings = {"kind": self.kind, "format": self.format, "levels": self.levels, "codes": self.codes}
+        write_settings(path, {**settings, "spec": self.bundle.spec.digest})
 
     @classmethod
     def load(cls, path: Path, spec: FeatureSpec) -> Self:
         """See ``Tokenizer.load``."""
-        read_settings(path, cls.kind, spec)
+        read_settings(path, cls, spec)
         try:
             return cls.of(load_bundle(path / MODEL, spec))
         except BundleError as error:

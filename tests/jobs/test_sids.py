@@ -19,6 +19,7 @@ from dig_models.dig import Dig
 from dig_models.items import ItemTable
 from dig_models.quantize.known import read_sids
 from dig_models.tokenizers.registry import KINDS, load_tokenizer
+from dig_models.tokenizers.rkmeans import ResidualKMeans
 from dig_models.tokenizers.settings import Kind, TokenizersConfig
 from dig_models.train.distributed import World
 from jobs import registry, runs, sids, sids_inputs, tokenizing, train
@@ -348,6 +349,30 @@ def test_a_version_whose_tokenizer_folder_is_lost_is_no_version_without_a_tokeni
     assert made(home, *RKMEANS, "tokenizers.refit=daily") == 0, "the way out that the message names"
     assert made(home, *RQVAE) == 0, "of another kind nothing is read"
     assert result(home).record["kept"] is None
+
+
+def test_a_tokenizer_is_kept_while_item_fields_are_made_from_the_same_source(home: Path) -> None:
+    def digest(*sets: str) -> str:
+        return sids_inputs.fit_digest(tw.settings(home, *RKMEANS, *sets))
+
+    for same in ("dataset.sampling.exposed_negative_rate=0.5", "dataset.source.path=/elsewhere", "dataset.sample_users=0.9"):
+        assert digest(same) == digest(), same
+    fields = [field.model_dump(mode="json", by_alias=True) for field in tw.settings(home).dataset.item_fields]
+    moved = [field | {"column": "department"} if field["name"] == "category" else field for field in fields]
+    others = ["dataset.source.utc_offset_hours=1", f"dataset.item_fields={json.dumps(moved)}"]
+    assert tw.settings(home, others[1]).dataset.spec().digest == tw.settings(home).dataset.spec().digest
+    assert len({digest(), *(digest(other) for other in others)}) == 3
+
+
+def test_a_kept_tokenizer_of_another_format_is_refused_with_the_ways_out(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle_before(home, *RKMEANS)
+    monkeypatch.setattr(ResidualKMeans, "format", ResidualKMeans.format + 1)
+    assert made(home, *RKMEANS) == 2
+    told = caplog.records[-1].getMessage()
+    assert "tokenizer of version 1: " in told and "format 1 of rkmeans found, this code reads format 2" in told
+    assert "tokenizers.refit=daily (or train.warm_start=false)" in told
 
 
 def test_a_version_that_cannot_be_read_is_refused_with_the_ways_out(home: Path, caplog: pytest.LogCaptureFixture) -> None:

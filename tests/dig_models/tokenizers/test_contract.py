@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,17 @@ def test_another_kind_s_folder_is_refused(fitted: Tokenizer, spec: FeatureSpec, 
     for kind in {*QUICK} - {fitted.kind}:
         with pytest.raises(TokenizerError, match=f"kind '{fitted.kind}' found, '{kind}' expected"):
             tokenizer_class(kind).load(tmp_path, spec)
+
+
+def test_a_folder_of_another_format_is_refused(fitted: Tokenizer, spec: FeatureSpec, tmp_path: Path) -> None:
+    fitted.save(tmp_path)
+    settings = json.loads((tmp_path / SETTINGS).read_text())
+    assert settings["format"] == fitted.format
+    for other in (fitted.format + 1, None):
+        (tmp_path / SETTINGS).write_text(json.dumps(settings | {"format": other}))
+        for load in (load_tokenizer, type(fitted).load):
+            with pytest.raises(TokenizerError, match=f"format {other} of {fitted.kind} found, this code reads format {fitted.format}"):
+                load(tmp_path, spec)
 
 
 def test_another_feature_spec_is_refused(fitted: Tokenizer, spec: FeatureSpec, tmp_path: Path) -> None:
