@@ -80,3 +80,22 @@ def before(config: Config, day: date) -> Before | None:
         log.info("version %s has a tokenizer of kind %s under other settings: one is fitted anew", version.version, config.tokenizer)
         return None
     return Before(version=version.version, bundle=bundle, told=told)
+
+
+def require_current(config: Config, day: date, made: Made) -> None:
+    """Refuse SIDs of a date that take over another version than would be taken over now, as after a rollback.
+
+    Raises:
+        JobError: names both versions and the command that makes the SIDs again.
+    """
+    now = before(config, day)
+    was, wanted = made.record.get("kept"), now.kept if now else None
+    if was != wanted:
+        raise JobError(
+            f"{made.folder}: SIDs by a tokenizer {_of(was)}, expected one {_of(wanted)}: a version was promoted or withdrawn since; "
+            f"run python -m jobs.sids --date {day} first"
+        )
+
+
+def _of(kept: dict[str, str] | None) -> str:
+    return f"of version {kept['version']} (lineage {kept['lineage'][:12]})" if kept else "fitted for the date"

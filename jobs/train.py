@@ -42,6 +42,7 @@ from jobs.entry import Invocation, JobError, run
 from jobs.files import exclusive
 from jobs.neighbours import neighbours
 from jobs.progress import emit
+from jobs.sids_before import require_current
 from jobs.sids_inputs import PLACE as TOKENIZER
 from jobs.sids_inputs import lock
 from jobs.tracking import Tracker
@@ -179,6 +180,8 @@ def _start(inputs: TrainInputs, model: Dig, items: ItemTable, world: World) -> S
         model.reserved = _given(inputs, inputs.given, items)
     model.set_items(items)
     if world.leads:
+        if inputs.made:
+            require_current(inputs.config, inputs.day, inputs.made)
         config = inputs.config.train
         # SIDs made beforehand stay what they are: neither those of an older model nor its names for them.
         before = registry.ancestor(inputs.config, inputs.day) if (config.warm_start or config.align_codes) and not given else None

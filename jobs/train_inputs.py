@@ -29,7 +29,8 @@ CODE = (
         for m in ("affinity", "arrays", "batch", "bundle", "calibrate", "config", "cross_files", "crosses", "dig", "features", "items")
     ),
     *(f"dig_models.{m}" for m in ("losses", "nn", "quantize", "train", "u2t")),
-    *("dig_models.evaluate.sid_quality", "jobs.dates", "jobs.neighbours", "jobs.sids_inputs", "jobs.train", "jobs.train_inputs"),
+    *("dig_models.evaluate.sid_quality", "jobs.dates", "jobs.neighbours", "jobs.sids_before", "jobs.sids_inputs"),
+    *("jobs.train", "jobs.train_inputs"),
 )
 
 NEIGHBOUR_DAYS = 28

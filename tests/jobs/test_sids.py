@@ -27,6 +27,7 @@ from jobs.config import Config, ConfigError
 from jobs.entry import JobError, run
 from jobs.files import exclusive
 from jobs.lake import MARKER, Lake
+from jobs.sids_before import require_current
 from jobs.train_inputs import TrainInputs, lake_inputs, train_inputs
 from tests.jobs import train_world as tw
 from tests.jobs.test_train import promoted, trained
@@ -422,6 +423,29 @@ def test_a_training_reads_the_sids_once_it_has_the_lock(
     monkeypatch.setattr(train, "_alone", overtaken)
     assert trained(tw.settings(home), *RKMEANS) == 2
     assert "SIDs by rqvae made from other data, settings or code" in caplog.text
+
+
+def test_sids_kept_from_a_version_that_was_withdrawn_since_are_refused_by_the_training(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle_before(home, *RKMEANS)
+    config = tw.settings(home, *RKMEANS)
+    assert made(home, *RKMEANS) == 0
+    require_current(config, tw.DAY, result(home))
+    lineage = result(home).record["kept"]["lineage"]
+    registry.tag(config, "1", registry.WITHDRAWN, "a test")
+    assert trained(config, *RKMEANS) == 2
+    assert f"of version 1 (lineage {lineage[:12]}), expected one fitted for the date" in caplog.text
+    assert caplog.records[-1].getMessage().endswith(f"run python -m jobs.sids --date {tw.DAY} first")
+    assert made(home, *RKMEANS) == 0
+    require_current(config, tw.DAY, result(home))
+
+
+def test_sids_fitted_before_a_version_was_promoted_are_refused_by_the_training(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert made(home, *RKMEANS) == 0
+    bundle_before(home, *RKMEANS)
+    assert trained(tw.settings(home), *RKMEANS) == 2
+    assert "SIDs by a tokenizer fitted for the date, expected one of version 1 (lineage" in caplog.text
 
 
 @pytest.mark.slow
