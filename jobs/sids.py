@@ -114,7 +114,11 @@ def _tokenizer(inputs: TrainInputs, last: Before | None) -> Tokenizer:
         tokenizer = load_tokenizer(last.made().folder, config.dataset.spec())
     except (TokenizerError, FeatureSpecMismatch, MissingExtra) as error:
         raise JobError(f"tokenizer of version {last.version}: {error}; {WAY_OUT}") from error
-    log.info("tokenizer of version %s is kept: its items keep their SIDs", last.version)
+    conflicts = config.tokenizers.conflicts
+    keeps = "items keep their SIDs while their fields stay"
+    if conflicts in ("sinkhorn", "suffix"):  # both look at all items of the day
+        keeps = f"items keep the codes that it gives them, but tokenizers.conflicts={conflicts} may give them another last one"
+    log.info("tokenizer of version %s is kept: %s", last.version, keeps)
     return tokenizer
 
 

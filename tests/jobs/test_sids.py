@@ -328,6 +328,17 @@ def test_the_tokenizer_of_the_version_before_is_kept_and_known_items_keep_their_
     np.testing.assert_array_equal(new.find(old.hash_X), old.code_XL)
 
 
+@pytest.mark.parametrize("conflicts", ["none", "nearest", "sinkhorn", "suffix"])
+def test_that_sids_are_kept_is_said_only_where_they_are(home: Path, caplog: pytest.LogCaptureFixture, conflicts: str) -> None:
+    caplog.set_level("INFO")
+    sets = (*RKMEANS, f"tokenizers.conflicts={conflicts}", "model.codes=12")
+    bundle_before(home, *sets)
+    assert made(home, *sets) == 0
+    moves = f"tokenizers.conflicts={conflicts} may give them another last one"
+    said = "items keep their SIDs while their fields stay" if conflicts in ("none", "nearest") else moves
+    assert next(r.getMessage() for r in caplog.records if "is kept" in r.getMessage()).endswith(said)
+
+
 def test_a_kept_tokenizer_that_is_not_whole_is_refused_with_the_ways_out(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = bundle_before(home, *RKMEANS) / sids_inputs.PLACE
     for name in ("made.json", "tokenizer.json", "tokenizer.safetensors", "sids.parquet"):
