@@ -31,6 +31,7 @@ from dig_models.files import sync_dir, sync_tree
 from dig_models.items import ItemTable
 from dig_models.quantize.known import KnownSids, SidsError
 from dig_models.quantize.known import read_sids as read_given
+from dig_models.tokenizers.settings import DIG
 from dig_models.train.data import ExamplesError, pair_lookup, popular_chances
 from dig_models.train.distributed import World, process_group
 from dig_models.train.loop import Record, Setup, Told, TrainingDiverged, fit
@@ -126,6 +127,7 @@ def _train(inputs: TrainInputs, world: World) -> None:
             runs.supersede(config, day, start.lineage)
             runs.save(config, day, STAGE, json.loads((home / REPORT).read_text()))
             shutil.rmtree(home / STEPS, ignore_errors=True)
+            _forget_sids(config, day)
         return
     if config.model.affinity.enabled:
         model.neighbours = world.handed(neighbours(inputs, home / NEIGHBOURS) if world.leads else None)
@@ -169,7 +171,15 @@ def _train(inputs: TrainInputs, world: World) -> None:
         runs.supersede(config, day, start.lineage)
         reached("training.superseded")
         runs.save(config, day, STAGE, report)
+        _forget_sids(config, day)
     world.barrier()
+
+
+def _forget_sids(config: Config, day: date) -> None:
+    """Where the ranker makes its own SIDs now, remove those that a tokenizer made for the date before: no report may tell of them."""
+    if config.tokenizer == DIG:
+        (runs.run_dir(config, day) / "sids.json").unlink(missing_ok=True)
+        shutil.rmtree(_home(config, day) / TOKENIZER, ignore_errors=True)
 
 
 def _start(inputs: TrainInputs, model: Dig, items: ItemTable, world: World) -> Start:

@@ -460,6 +460,21 @@ def test_sids_fitted_before_a_version_was_promoted_are_refused_by_the_training(h
 
 
 @pytest.mark.slow
+def test_after_a_switch_back_to_dig_nothing_is_left_of_the_sids_made_beforehand(home: Path) -> None:
+    config = tw.settings(home)
+    places = (sids_inputs.home(config, tw.DAY), runs.run_dir(config, tw.DAY) / "sids.json")
+    for _ in ("trained now", "trained already"):
+        assert made(home, *RKMEANS) == 0
+        assert all(place.exists() for place in places)
+        assert trained(config, "model.assignment=given") == 2, "a training that ends with an error"
+        assert all(place.exists() for place in places)
+        assert trained(config) == 0
+        assert not any(place.exists() for place in places)
+    assert made(home, *RKMEANS) == 0 == trained(config, *RKMEANS)
+    assert all(place.exists() for place in places), "those of the ranker that was trained on them stay"
+
+
+@pytest.mark.slow
 def test_the_sids_of_a_training_stay_until_it_has_ended(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert made(home, *RKMEANS) == 0
     write, found = train._write, []
