@@ -14,9 +14,11 @@ DOC = """
 
 `train → evaluate → register → gate`, set off by the asset `dig://examples` and keyed on its partition date. If a figure is beyond
 its limit, `gate` fails at once and is not tried again: its log names figure and limit. Nothing that serves has moved by then.
-Where the setting `tokenizer` names another one than `dig`, `tokenize` comes first and makes the SIDs that the ranker is trained on.
+Where the setting `tokenizer` names another one than `dig`, `tokenize` comes first and makes the SIDs that the ranker is
+trained on: the tasks of this DAG follow the setting from its next parse on.
 
-A backfill of `dig_features` emits assets too; runs that it sets off are skipped, and the XCom `skipped` of `train` says why.
+A backfill of `dig_features` emits assets too; runs that it sets off are skipped, and the XCom `skipped` of the first task (`train`, or
+`tokenize` where there is one) says why.
 To train for a date by hand: `airflow dags trigger dig_retrain --conf '{"date": "2017-11-15"}'`.
 
 Emits `dig://candidate` for the date, which sets `dig_publish` off.
