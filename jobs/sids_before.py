@@ -52,7 +52,7 @@ class Before:
             JobError: they are not whole. To fit another one instead would move all SIDs without anybody's asking.
         """
         try:
-            return sids_inputs.read(self.bundle / sids_inputs.PLACE)
+            return sids_inputs.read(self.bundle / sids_inputs.PLACE, str(self.told.get("sha256")))
         except NotWhole as error:
             raise JobError(f"tokenizer of version {self.version}: {error}; {WAY_OUT}") from error
 

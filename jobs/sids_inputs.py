@@ -47,10 +47,12 @@ class Made:
         folder: the tokenizer as ``Tokenizer.save`` wrote it, ``sids.parquet`` of all items known, and ``made.json``.
         record: ``date, kind, content, lineage, wanted, fit, kept`` (version and lineage of the tokenizer taken over, or null), how it
             went, and ``sha256`` of the other files.
+        sha256: of ``made.json`` itself.
     """
 
     folder: Path
     record: dict[str, Any]
+    sha256: str
 
     @property
     def lineage(self) -> str:
@@ -64,8 +66,8 @@ class Made:
 
     @property
     def told(self) -> dict[str, Any]:
-        """What reports and bundles say of it."""
-        return {name: self.record[name] for name in ("kind", "content", "lineage", "fit", "kept")}
+        """What reports and bundles say of it; ``sha256`` is that of ``made.json``, which has those of the other files."""
+        return {name: self.record[name] for name in ("kind", "content", "lineage", "fit", "kept")} | {"sha256": self.sha256}
 
 
 def home(config: Config, day: date) -> Path:
@@ -129,26 +131,38 @@ def found(config: Config, day: date) -> Made | None:
         return None
 
 
-def read(folder: Path) -> Made:
+def read(folder: Path, sha256: str | None = None) -> Made:
     """A result wherever it lies, as beside the model that was trained on it.
+
+    Args:
+        folder: its folder.
+        sha256: digest that its ``made.json`` must have, as the bundle around it says; None where nothing says one.
 
     Raises:
         NotWhole: a file is missing or is not the one that was written.
     """
     file = folder / RECORD
     try:
+        own = _same(file, sha256)
         record: dict[str, Any] = json.loads(file.read_text())
         for name, digest in record["sha256"].items():
             file = folder / name
-            if (now := _sha256(file)) != digest:
-                raise NotWhole(f"{file}: damaged: sha256 {now[:12]} found, {str(digest)[:12]} expected")
+            _same(file, str(digest))
     except OSError as error:
         raise NotWhole(f"{file}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, NotWhole):
             raise
         raise NotWhole(f"{file}: not the record of a tokenizer ({str(error).splitlines()[0]})") from error
-    return Made(folder=folder, record=record)
+    return Made(folder=folder, record=record, sha256=own)
+
+
+def _same(file: Path, digest: str | None) -> str:
+    """SHA-256 of a file, which must be ``digest`` if that is given."""
+    found = _sha256(file)
+    if digest is not None and found != digest:
+        raise NotWhole(f"{file}: damaged: sha256 {found[:12]} found, {digest[:12]} expected")
+    return found
 
 
 def require(config: Config, day: date, want: str) -> Made:

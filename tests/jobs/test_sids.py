@@ -353,6 +353,20 @@ def test_a_kept_tokenizer_that_is_not_whole_is_refused_with_the_ways_out(home: P
     assert sids_inputs.found(tw.settings(home), tw.DAY) is None, "nothing is fitted that nobody asked for"
 
 
+def test_a_kept_tokenizer_that_is_whole_but_not_the_bundle_s_is_refused(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = bundle_before(home, *RKMEANS) / sids_inputs.PLACE
+    own = sids_inputs.read(folder)
+    assert made(home, *RKMEANS, "train.seed=5", day=tw.before(1)) == 0
+    other = sids_inputs.found(tw.settings(home), tw.before(1))
+    assert other is not None
+    shutil.rmtree(folder)
+    shutil.copytree(other.folder, folder)
+    assert sids_inputs.read(folder).sha256 == other.sha256 != own.sha256, "in itself it is whole"
+    assert made(home, *RKMEANS) == 2
+    told = f"{folder / 'made.json'}: damaged: sha256 {other.sha256[:12]} found, {own.sha256[:12]} expected"
+    assert f"tokenizer of version 1: {told}" in caplog.text
+
+
 def test_a_version_whose_tokenizer_folder_is_lost_is_no_version_without_a_tokenizer(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     place = bundle_before(home, *RKMEANS) / sids_inputs.PLACE
     shutil.rmtree(place)
