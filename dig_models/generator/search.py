@@ -131,12 +131,23 @@ def recommend(model: SidT5, trie: TrieTensors, history_QH: Tensor, *, beam: int,
     before, found = model.training, [np.zeros((0, count), dtype=np.int64)]
     model.eval()
     try:
-        for history_BH in torch.split(history_QH.to(model.device), batch):
+        end_Q = _ends(history_QH)
+        order_Q = torch.argsort(end_Q, stable=True)
+        for row_B in torch.split(order_Q, batch):  # of about one length, so that little of a batch is padding
+            history_BH = history_QH[row_B, : max(int(end_Q[row_B].max()), 1)].to(model.device)
             leaf_BW, score_BW = beam_search(model, trie, history_BH, beam)
             found.append(items_of(trie.trie, leaf_BW.cpu().numpy(), (score_BW > -torch.inf).cpu().numpy(), count))
     finally:
         model.train(before)
-    return np.concatenate(found)
+    out_QE = np.concatenate(found)
+    out_QE[order_Q.cpu().numpy()] = out_QE.copy()
+    return out_QE
+
+
+def _ends(history_BH: Tensor) -> Tensor:
+    """Places up to the last item of each history."""
+    place_H = torch.arange(1, history_BH.shape[1] + 1, device=history_BH.device)
+    return ((history_BH > 0) * place_H).amax(1)
 
 
 def _require_levels(model: SidT5, trie: Trie) -> None:

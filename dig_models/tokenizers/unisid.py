@@ -1,9 +1,10 @@
 """UniSID (arXiv 2602.10445): SIDs and embedding of an item out of one model in one pass, without a cascade of residuals.
 
 **No LLM here.** The paper runs Qwen2.5-VL-3B over image, text and attributes of an advertisement and lets an LLM write the summary that
-is to be decoded. In its place stand a set Transformer of some 100,000 weights over the item's field tokens and content vector
-(``unisid_network.py``) and, as the summary, the bag of words and tags that a masked view of the item does not show. The paper's figures
-are no promise for it. A language model can be added as a further input (``encoder_path``), frozen, as ``unisid_text.py`` says.
+is to be decoded. In its place stand a set Transformer of some 70,000 weights over the item's field tokens and content vector
+(``unisid_network.py``; tables, heads and the decoder of words come on top, millions where there are thousands of words) and, as the
+summary, the bag of words and tags that a masked view of the item does not show. The paper's figures are no promise for it. A language
+model can be added as a further input (``encoder_path``), frozen, as ``unisid_text.py`` says.
 
 ``L = L_sid + L_emb + w_rec L_rec + w_bal L_bal``: InfoNCE at each level with positives that share the level's categories, InfoNCE of the
 embeddings of an item's two views, the decoded summary, and a balance term, which the paper does not have.
@@ -29,7 +30,7 @@ from dig_models.tokenizers.content import ContentVectors, Floats
 from dig_models.tokenizers.sequences import Sequences
 from dig_models.tokenizers.settings import UniSidSettings
 from dig_models.tokenizers.unisid_items import FieldTokens, Paths, category_path
-from dig_models.tokenizers.unisid_network import Inputs, SetNetwork, Shape, balance, contrast, hidden_words
+from dig_models.tokenizers.unisid_network import Inputs, SetNetwork, Shape, balance, columns_of, contrast, hidden_words
 from dig_models.tokenizers.unisid_text import TextEncoder
 
 __all__ = ["UniSid", "UniSidSettings"]
@@ -235,12 +236,12 @@ def _train(network: SetNetwork, whole: Inputs, paths: Paths, settings: UniSidSet
     rng, masks = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     steps = settings.epochs * -(-len(whole) // max(settings.batch // 2, 1))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    losses = []
+    column_T, losses = columns_of(network.word_V, network.shape.buckets), []
     for _ in range(settings.epochs):
         each = []
         for anchor_B in np.array_split(rng.permutation(len(whole)), steps // settings.epochs):
             row_B = np.concatenate([anchor_B, paths.companions(anchor_B, rng)])
-            loss = _loss(network, whole[torch.from_numpy(row_B)], row_B, paths, settings, masks)
+            loss = _loss(network, whole[torch.from_numpy(row_B)], row_B, paths, settings, masks, column_T)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -250,7 +251,9 @@ def _train(network: SetNetwork, whole: Inputs, paths: Paths, settings: UniSidSet
     return losses
 
 
-def _loss(network: SetNetwork, whole: Inputs, row_B: Ints, paths: Paths, settings: UniSidSettings, masks: torch.Generator) -> Tensor:
+def _loss(
+    network: SetNetwork, whole: Inputs, row_B: Ints, paths: Paths, settings: UniSidSettings, masks: torch.Generator, column_T: Tensor
+) -> Tensor:
     """``L_sid + L_emb + w_rec L_rec + w_bal L_bal`` of two views of each item."""
     shown = whole.view(settings.mask, words_only=False, generator=masks)
     hidden = whole.view(settings.mask, words_only=True, generator=masks)
@@ -263,7 +266,7 @@ def _loss(network: SetNetwork, whole: Inputs, row_B: Ints, paths: Paths, setting
         sid + contrast(embedding_BD, item_B, settings.temperature) + settings.balance * balance(z_BLK[: len(whole)], item_B[: len(whole)])
     )
     if settings.reconstruction and len(network.word_V):
-        word_MV = hidden_words(whole, hidden, network.word_V, network.shape.buckets)
+        word_MV = hidden_words(whole, hidden, column_T, len(network.word_V))
         log_MV = network.summary(z_BLK[len(whole) :], embedding_BD[len(whole) :]).log_softmax(1)
         total = total - settings.reconstruction * (word_MV * log_MV).sum(1).mean()
     return total

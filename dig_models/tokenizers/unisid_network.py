@@ -167,8 +167,22 @@ def balance(z_BLK: Tensor, item_B: Tensor) -> Tensor:
     return out
 
 
-def hidden_words(whole: Inputs, view: Inputs, word_V: Tensor, buckets: int) -> Tensor:
-    """Share of each word among those of an item that its view does not show, ``(M, V)``; zeros where it shows all."""
-    has = torch.zeros(len(whole), buckets).scatter_(1, whole.bucket_MT, 1.0)
-    count = has.scatter_(1, view.bucket_MT, 0.0)[:, word_V]
+def columns_of(word_V: Tensor, buckets: int) -> Tensor:
+    """Column of the summary that each bucket has, ``(buckets,)``; ``V`` for those that are no words."""
+    column_T = torch.full((buckets,), len(word_V), dtype=torch.int64)
+    column_T[word_V] = torch.arange(len(word_V))
+    return column_T
+
+
+def hidden_words(whole: Inputs, view: Inputs, column_T: Tensor, words: int) -> Tensor:
+    """Share of each word among those of an item that its view does not show, ``(M, V)``; zeros where it shows all.
+
+    Args:
+        whole: the items.
+        view: the same items with something hidden.
+        column_T: see ``columns_of``.
+        words: of the summary, V.
+    """
+    has = torch.zeros(len(whole), words + 1).scatter_(1, column_T[whole.bucket_MT], 1.0)
+    count = has.scatter_(1, column_T[view.bucket_MT], 0.0)[:, :words]
     return count / count.sum(1, keepdim=True).clamp_min(1.0)

@@ -25,9 +25,7 @@ RESID = {"epochs": "1", "dim": "8", "heads": "2", "hidden": "8", "held_out": "0"
 
 
 def same(found: Examples, expected: Examples) -> bool:
-    return (
-        torch.equal(found.item_P, expected.item_P) and torch.equal(found.at_X, expected.at_X) and torch.equal(found.first_X, expected.first_X)
-    )
+    return all(torch.equal(getattr(found, name), getattr(expected, name)) for name in ("item_P", "at_X", "first_X"))
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, home: object, name: str) -> list[dict[str, Any]]:

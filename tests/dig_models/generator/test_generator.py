@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from dig_models.generator import search
 from dig_models.generator.examples import Examples
 from dig_models.generator.search import NONE, TrieTensors, beam_search, recommend
 from dig_models.generator.settings import GeneratorSettings
@@ -188,6 +189,24 @@ def test_an_answer_does_not_depend_on_the_histories_beside_it(code_NL: np.ndarra
     np.testing.assert_array_equal(together, alone)
     longer = torch.cat([torch.zeros(4, 3, dtype=torch.int64), HISTORY], dim=1)  # padding in front and more of it
     np.testing.assert_array_equal(recommend(model, tensors, longer, beam=3, batch=4, count=5), together)
+
+
+def test_histories_are_searched_by_length_and_answers_come_in_the_order_of_the_questions(
+    code_NL: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fresh(code_NL)
+    tensors, widths = TrieTensors.of(Trie.build(code_NL), model.device), []
+
+    def watched(model: SidT5, trie: TrieTensors, history_BH: torch.Tensor, beam: int) -> tuple[torch.Tensor, torch.Tensor]:
+        widths.append(tuple(history_BH.shape))
+        return beam_search(model, trie, history_BH, beam)
+
+    together = recommend(model, tensors, HISTORY, beam=50, batch=4, count=14)
+    monkeypatch.setattr(search, "beam_search", watched)
+    wide = torch.nn.functional.pad(HISTORY, (0, 9))
+    np.testing.assert_array_equal(recommend(model, tensors, wide, beam=50, batch=2, count=14), together)
+    assert widths == [(2, 1), (2, 4)]
+    assert (together[[2, 1, 0, 3]] != together).any()  # else their order would not be told
 
 
 def test_equal_scores_are_in_order_of_sid_then_row_and_items_of_one_sid_come_together() -> None:

@@ -21,7 +21,7 @@ from dig_models.tokenizers.content import ContentVectors
 from dig_models.tokenizers.registry import MissingExtra, load_tokenizer
 from dig_models.tokenizers.unisid import UniSid, UniSidSettings, _loss, _read
 from dig_models.tokenizers.unisid_items import FieldTokens, Paths, category_path
-from dig_models.tokenizers.unisid_network import Inputs, balance, contrast, hidden_words
+from dig_models.tokenizers.unisid_network import Inputs, balance, columns_of, contrast, hidden_words
 from dig_models.tokenizers.unisid_text import TextEncoder, TextEncoderError
 
 QUICK = UniSidSettings(dim=16, heads=2, layers=1, epochs=15, batch=64, lr=3e-3)
@@ -157,24 +157,26 @@ def test_the_summary_is_made_of_words_and_tags_that_the_view_hides(spec: Feature
     tokens = FieldTokens(spec, 12)
     bucket_MT, word_V = torch.from_numpy(tokens.buckets(items)[1:]), torch.from_numpy(tokens.of_words())
     assert len(word_V) == 31 + 63 and tokens.count == 1 + 15 + 31 + 63
+    word_V = word_V[::2]  # of which the fit has shown these
     none = torch.zeros(len(bucket_MT), 0)
     whole = Inputs(bucket_MT, none, none, none.unsqueeze(1), none.bool(), torch.ones(len(bucket_MT), dtype=torch.bool))
     view = whole.view(0.5, words_only=True, generator=torch.Generator().manual_seed(0))
-    word_MV = hidden_words(whole, view, word_V, tokens.count)
+    word_MV = hidden_words(whole, view, columns_of(word_V, tokens.count), len(word_V))
     for row in range(len(bucket_MT)):
         hidden = ({*bucket_MT[row].tolist()} - {*view.bucket_MT[row].tolist()}) & {*word_V.tolist()}
         assert {*word_V[word_MV[row] > 0].tolist()} == hidden
-    assert not view.content_M.any() and not hidden_words(whole, whole, word_V, tokens.count).any()
+    assert not view.content_M.any() and not hidden_words(whole, whole, columns_of(word_V, tokens.count), len(word_V)).any()
     torch.testing.assert_close(word_MV.sum(1), (word_MV.sum(1) > 0).float())
 
 
 def test_the_summary_counts_by_its_weight_and_trains_what_it_is_decoded_from(fitted: UniSid, items: ItemTable) -> None:
     whole = _read(items, fitted.content, FieldTokens(fitted.content.spec, QUICK.field_tokens), None)[1:]
+    column_T = columns_of(fitted.network.word_V, fitted.network.shape.buckets)
     row_B, paths = np.arange(len(items) - 1), Paths.of(items, ("brand",), LEVELS)
 
     def loss(weight: float) -> torch.Tensor:
         settings = QUICK.model_copy(update={"reconstruction": weight})
-        return _loss(fitted.network, whole, row_B, paths, settings, torch.Generator().manual_seed(0))
+        return _loss(fitted.network, whole, row_B, paths, settings, torch.Generator().manual_seed(0), column_T)
 
     one, two = loss(0.1) - loss(0.0), loss(0.2) - loss(0.0)
     assert one.item() > 0.0 and two.item() == pytest.approx(2.0 * one.item(), rel=1e-3)
