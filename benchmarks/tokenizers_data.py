@@ -35,6 +35,7 @@ from dig_models.tokenizers.sequences import Sequences
 Order = Literal["published", "shuffled"]
 Ints = NDArray[np.int64]
 PATH_LEVELS = 3
+NO_BRAND = "unknown"
 OFTEN = 10
 """Items in which a name stands second before it counts as a category where it stands first; brands stand first alone."""
 LAYOUT = (
@@ -162,13 +163,14 @@ def _catalogue(rows: list[dict[str, Any]]) -> tuple[ItemTable, FeatureSpec, tupl
     ids = [str(row["item_id"]) for row in rows]
     names, brands, paths = _attributes(rows)
     said = [str(row.get("text") or row.get("title") or "") for row in rows]
-    spec = _spec()
+    tagged = not _ordered(rows)
+    spec = _spec(attributes=tagged)
     bucket = {field.name: field.buckets for field in spec.item_fields}
     columns: dict[str, list[list[str]]] = {
         "item_id": [[one] for one in ids],
         "brand": [[brand] for brand in brands],
         **{f"category_{level + 1}": [path[level : level + 1] for path in paths] for level in range(PATH_LEVELS)},
-        "attributes": names,
+        **({"attributes": names} if tagged else {}),
         "words": [text.lower().split() for text in said],
     }
     wide = {"attributes", "words"}
@@ -185,14 +187,20 @@ def _catalogue(rows: list[dict[str, Any]]) -> tuple[ItemTable, FeatureSpec, tupl
     return items, spec, text_M
 
 
-def _spec() -> FeatureSpec:
+def _ordered(rows: list[dict[str, Any]]) -> bool:
+    """Whether attributes come as brand and path, not as a set."""
+    return any("attr_names" in row for row in rows)
+
+
+def _spec(*, attributes: bool) -> FeatureSpec:
+    """Fields of items; ``attributes`` where they are not brand and path again, which they would give away where those are hidden."""
     path = tuple(FieldSpec(name=f"category_{level + 1}", buckets=4096) for level in range(PATH_LEVELS))
     return FeatureSpec(
         item_fields=(
             FieldSpec(name="item_id", buckets=65_536),
             FieldSpec(name="brand", buckets=8192),
             *path,
-            FieldSpec(name="attributes", kind="multi", buckets=8192),
+            *((FieldSpec(name="attributes", kind="multi", buckets=8192),) if attributes else ()),
             FieldSpec(name="words", kind="text", buckets=16_384),
         ),
         user_fields=(),
@@ -204,22 +212,23 @@ def _spec() -> FeatureSpec:
 
 
 def _attributes(rows: list[dict[str, Any]]) -> tuple[list[list[str]], list[str], list[list[str]]]:
-    """Names, brand ("" where there is none) and category path of each item, all prefixes of a path told apart.
+    """Names to be said, brand ("" where there is none) and category path of each item, all prefixes of a path told apart.
 
     ``attr_names`` may start with the brand or with the path: what often stands second is a category. ``categories`` are a set; the commoner
-    one is taken as the coarser.
+    one is taken as the coarser. A brand ``Unknown`` is none.
     """
     names = [[str(name) for name in row.get("attr_names") or row.get("categories") or [] if name] for row in rows]
-    ordered = any("attr_names" in row for row in rows)
+    ordered = _ordered(rows)
     second = Counter(name[1] for name in names if len(name) > 1)
     often = Counter(one for name in names for one in name)
     brands, paths = [], []
     for name in names:
-        branded = ordered and bool(name) and second[name[0]] < OFTEN
+        branded = ordered and bool(name) and (second[name[0]] < OFTEN or name[0].lower() == NO_BRAND)
         path = name[branded:] if ordered else sorted(name, key=lambda one: (-often[one], one))
-        brands.append(name[0] if branded else "")
+        brands.append(name[0] if branded and name[0].lower() != NO_BRAND else "")
         paths.append([" > ".join(path[: level + 1]) for level in range(len(path))])
-    return names, brands, paths
+    said = [[one for one in name if one.lower() != NO_BRAND] for name in names]
+    return said, brands, paths
 
 
 def _buckets(values: list[list[str]], buckets: int, wide: bool) -> Ints:

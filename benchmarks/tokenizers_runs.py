@@ -18,18 +18,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks import tokenizers_sasrec
-from benchmarks.tokenizers_data import DataSet, Order, text_vectors
-from benchmarks.tokenizers_modes import SASREC, Mode, fit_arguments, kind_settings
+from benchmarks import tokenizers_references, tokenizers_sasrec
+from benchmarks.tokenizers_data import DataSet, Order
+from benchmarks.tokenizers_modes import CO_OCCURRENCE, POPULAR, REFERENCES, SASREC, Mode
+from benchmarks.tokenizers_sids import MADE_BY, Apart, code_of, sids
 from dig_models.evaluate import bootstrap, retrieval
-from dig_models.evaluate.sid_quality import measure
+from dig_models.evaluate.sid_quality import history_overlap
 from dig_models.generator.examples import Examples
 from dig_models.generator.search import TrieTensors, recommend
 from dig_models.generator.train import TOP, Progress, train
 from dig_models.retrieve.trie import Trie
-from dig_models.tokenizers.conflicts import suffix
-from dig_models.tokenizers.given import GivenVectors
-from dig_models.tokenizers.registry import tokenizer_class
 from dig_models.tokenizers.sequences import Sequences
 from jobs.evaluate import finite
 from jobs.runs import write_json
@@ -38,6 +36,14 @@ Ints = NDArray[np.int64]
 CUTS = (5, 10)
 REPLICATES = 1000
 Say = Callable[[str], None]
+Report = Callable[[Progress], None]
+Found = tuple[Ints, Progress, dict[str, Any] | None]
+"""Lists of the users judged, the training, and what SIDs are like."""
+RUN_BY = (
+    *MADE_BY, "benchmarks.baseline_models", "benchmarks.tokenizers_references", "benchmarks.tokenizers_runs",
+    "benchmarks.tokenizers_sasrec", "dig_models.evaluate", "dig_models.retrieve.trie",
+)  # fmt: skip
+"""Modules that decide figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +52,15 @@ class Asked:
 
     Attributes:
         data: the data set.
-        kind: of the tokenizer, or ``sasrec``.
+        kind: of the tokenizer, or one of ``REFERENCES``.
         order: of events that share user and day.
         mode: settings of models and evaluation.
         seed: of the tokenizer, the model, the shuffling and the draw of users.
         levels: SID length without a suffix; codes: of a level.
         changes: settings of the kind, as on the command line.
+        conflicts: what becomes of items that share a SID, see ``tokenizers_sids``.
         device: where models are trained.
-        work: folder of records, checkpoints and text vectors.
+        work: folder of records, checkpoints, SIDs and text vectors.
     """
 
     data: DataSet
@@ -64,16 +71,24 @@ class Asked:
     levels: int
     codes: int
     changes: dict[str, str] = field(default_factory=dict)
+    conflicts: Apart = "suffix"
     device: str = "cpu"
     work: Path
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides the figures, beside the code."""
-        sid = {} if self.kind == SASREC else {"levels": self.levels, "codes": self.codes, "changes": self.changes}
-        part = "sasrec" if self.kind == SASREC else "generator"
-        mode = self.mode.model_dump(mode="json", include={"name", part, "validation_users", "test_users"})
-        return {"data": self.data.digest, "kind": self.kind, "order": self.order, "seed": self.seed, "mode": mode, "sid": sid}
+        """All that decides the figures, the code among it."""
+        own = {"levels": self.levels, "codes": self.codes, "changes": self.changes, "conflicts": self.conflicts}
+        part = {SASREC: {"sasrec"}, POPULAR: set(), CO_OCCURRENCE: set()}.get(self.kind, {"generator"})
+        return {
+            "data": self.data.digest,
+            "kind": self.kind,
+            "order": self.order,
+            "seed": self.seed,
+            "mode": self.mode.model_dump(mode="json", include={"name", "validation_users", "test_users", *part}),
+            "sid": {} if self.kind in REFERENCES else own,
+            "code": code_of(*RUN_BY),
+        }
 
     @property
     def name(self) -> str:
@@ -104,26 +119,31 @@ def run(asked: Asked, say: Say) -> dict[str, Any]:
     validation = drawn(validation, asked.mode.validation_users, asked.seed)
     test = drawn(test, asked.mode.test_users, asked.seed + 1)
     began = time.perf_counter()
-    ranked_QK, progress, sid = (_sasrec if asked.kind == SASREC else _generated)(asked, learned, validation, test, _reporter(asked, say))
+    make = {SASREC: _sasrec, POPULAR: _reference, CO_OCCURRENCE: _reference}.get(asked.kind, _generated)
+    ranked_QK, progress, sid = make(asked, learned, validation, test, _reporter(asked, say))
+    target_Q = test.target_X.cpu().numpy()
     record = {
         **asked.settings,
+        "name": asked.name,
         "dataset": asked.data.name,
         "items": len(asked.data.items) - 1,
         "users": len(whole),
         "judged": len(test),
         "tied": asked.data.tied(),
         "device": asked.device,
-        "figures": figures(ranked_QK, test.target_X.cpu().numpy(), asked.seed),
-        "validation": max(progress.ndcg),
+        "figures": figures(ranked_QK, target_Q, asked.seed),
+        "ranks": ranks(ranked_QK, target_Q),
+        "validation": max(progress.ndcg, default=None),
         "epochs": progress.epoch,
         "train_seconds": progress.seconds,
-        **sid,
+        "sids": sid,
     }
     asked.record.parent.mkdir(parents=True, exist_ok=True)
     write_json(asked.record, finite(record))
     shutil.rmtree(asked.work / "open" / asked.name, ignore_errors=True)
     say(f"{asked.name}: {told(record)}, {time.perf_counter() - began:.0f} s")
-    return record
+    done: dict[str, Any] = json.loads(asked.record.read_text())
+    return done
 
 
 def split(whole: Sequences) -> tuple[Sequences, Examples, Examples]:
@@ -158,6 +178,13 @@ def figures(ranked_QK: Ints, target_Q: Ints, seed: int) -> dict[str, dict[str, f
     return out
 
 
+def ranks(ranked_QK: Ints, target_Q: Ints) -> list[int]:
+    """Place of each user's target in its list, from 1; 0 where it is not there."""
+    hit_QK = ranked_QK == target_Q[:, None]
+    found: list[int] = np.where(hit_QK.any(axis=1), hit_QK.argmax(axis=1) + 1, 0).tolist()
+    return found
+
+
 def _reporter(asked: Asked, say: Say) -> Callable[[Progress], None]:
     epochs = asked.mode.sasrec.epochs if asked.kind == SASREC else asked.mode.generator.epochs
 
@@ -169,59 +196,28 @@ def _reporter(asked: Asked, say: Say) -> Callable[[Progress], None]:
     return report
 
 
-def _sasrec(
-    asked: Asked, learned: Sequences, validation: Examples, test: Examples, report: Callable[[Progress], None]
-) -> tuple[Ints, Progress, dict[str, Any]]:
+def _reference(asked: Asked, learned: Sequences, validation: Examples, test: Examples, report: Report) -> Found:
+    began = time.perf_counter()
+    make = {POPULAR: tokenizers_references.popular, CO_OCCURRENCE: tokenizers_references.co_occurrence}[asked.kind]
+    ranked_QK = make(learned, len(asked.data.items), test, TOP)
+    return ranked_QK, Progress(seconds=time.perf_counter() - began), None
+
+
+def _sasrec(asked: Asked, learned: Sequences, validation: Examples, test: Examples, report: Report) -> Found:
     settings = asked.mode.sasrec.model_copy(update={"seed": asked.seed})
     model, progress = tokenizers_sasrec.train(asked.data, learned, validation, settings, device=asked.device, report=report)
-    return tokenizers_sasrec.recommend(model, test.to(torch.device(asked.device)), TOP), progress, {"sids": None}
+    return tokenizers_sasrec.recommend(model, test.to(torch.device(asked.device)), TOP), progress, None
 
 
-def _generated(
-    asked: Asked, learned: Sequences, validation: Examples, test: Examples, report: Callable[[Progress], None]
-) -> tuple[Ints, Progress, dict[str, Any]]:
+def _generated(asked: Asked, learned: Sequences, validation: Examples, test: Examples, report: Report) -> Found:
     settings = asked.mode.generator.model_copy(update={"seed": asked.seed})
-    folder = asked.work / "open" / asked.name
-    code_NL, sid = sids(asked, learned, folder)
+    own: dict[str, Any] = {name: getattr(asked, name) for name in ("levels", "codes", "seed", "conflicts", "work")}
+    code_NL, sid = sids(asked.data, asked.kind, asked.changes, learned, **own)
     sizes = (asked.codes,) * asked.levels + tuple(int(code_NL[:, level].max()) + 1 for level in range(asked.levels, code_NL.shape[1]))
-    examples = Examples.every(learned)
+    examples, folder = Examples.every(learned), asked.work / "open" / asked.name
     model, progress = train(code_NL, sizes, settings, examples, validation, device=asked.device, folder=folder, report=report)
     trie = TrieTensors.of(Trie.build(code_NL), model.device)
     history_QH = test.history(settings.history)
     ranked_QK = recommend(model, trie, history_QH, beam=settings.beam, batch=settings.search_batch, count=TOP)
-    return ranked_QK, progress, {"sids": sid}
-
-
-def sids(asked: Asked, learned: Sequences, folder: Path) -> tuple[Ints, dict[str, Any]]:
-    """SIDs that no two items share, and what they are like before that; kept in a folder until the run is done.
-
-    Items that share a SID get one more token, as in TIGER; where none do there is none. A tokenizer sees the sequences without their last
-    two events, and text vectors of all items.
-    """
-    kept, told = folder / "sids.npy", folder / "sids.json"
-    if told.is_file():
-        return np.load(kept), json.loads(told.read_text())
-    found, items, spec = tokenizer_class(asked.kind), asked.data.items, asked.data.spec
-    settings = kind_settings(found, asked.changes)
-    vector_MD = text_vectors(asked.data, asked.work)
-    content = GivenVectors.of_vectors(items, spec, items.hash_N[1:], vector_MD, seed=asked.seed)
-    began = time.perf_counter()
-    tokenizer = found.fit(
-        items, spec, levels=asked.levels, codes=asked.codes, seed=asked.seed, content=content, sequences=learned, **fit_arguments(settings)
-    )
-    code_NL = tokenizer.encode(items)
-    seconds = time.perf_counter() - began
-    quality = measure(code_NL[1:], asked.codes)
-    sid = {
-        "seconds": seconds,
-        "collision_rate": quality.collision_rate,
-        "largest_bucket": quality.largest_bucket,
-        "used": [level.used for level in quality.levels],
-        "perplexity": [level.perplexity for level in quality.levels],
-    }
-    if quality.collision_rate > 0:
-        code_NL = suffix(code_NL, items.hash_N, codes=len(items))  # as many as it takes: a kind that collapses is a finding too
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(kept, code_NL)
-    write_json(told, sid)
-    return code_NL, sid
+    overlap = history_overlap(code_NL[:, : asked.levels], test.target_X.numpy(), history_QH.numpy())
+    return ranked_QK, progress, sid | {"history_overlap": overlap}

@@ -1,7 +1,9 @@
-"""SASRec (Kang and McAuley 2018, arXiv 1808.09781) for ``benchmarks.tokenizers``: the network of the baselines, a softmax over all items.
+"""SASRec (Kang and McAuley 2018, arXiv 1808.09781) for ``benchmarks.tokenizers``: the network of the baselines.
 
-Shape suffixes: ``B`` users of a batch, ``H`` items of a history, ``N`` item rows, ``R`` events that are targets, ``Q`` users judged, ``K``
-ranks.
+It learns by a softmax over all items or over drawn ones.
+
+Shape suffixes: ``P`` events of all users, ``B`` stretches of a batch, ``H`` items of a history, ``N`` item rows, ``R`` events that are
+targets, ``Q`` users judged, ``K`` ranks, ``S`` drawn items.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def train(
     report: Callable[[Progress], None] = lambda _: None,
 ) -> tuple[SasRec, Progress]:
     """Learn every event of these sequences but users' first; the weights of the best validation come back, in evaluation mode."""
-    where, users = torch.device(device), Examples.last(sequences).to(torch.device(device))
+    where, learned = torch.device(device), stretches(sequences, settings.history).to(torch.device(device))
     spec = data.spec.model_copy(update={"history_length": settings.history})
     progress = Progress()
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
@@ -46,8 +48,8 @@ def train(
         while progress.epoch < settings.epochs and len(progress.ndcg) - 1 - progress.best < settings.patience:
             began, total = time.perf_counter(), 0.0
             model.train()
-            for batch in users.batches(settings.batch, settings.history, settings.seed + progress.epoch):
-                loss = loss_of(model, batch.history(settings.history), batch.target_X)
+            for batch in learned.batches(settings.batch, settings.history, settings.seed + progress.epoch):
+                loss = loss_of(model, batch.history(settings.history), batch.target_X, settings.negatives)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -59,7 +61,7 @@ def train(
             progress = replace(
                 progress,
                 epoch=progress.epoch + 1,
-                losses=(*progress.losses, total / len(users)),
+                losses=(*progress.losses, total / len(learned)),
                 best=len(progress.ndcg) if better else progress.best,
                 ndcg=(*progress.ndcg, found),
                 seconds=progress.seconds + time.perf_counter() - began,
@@ -69,19 +71,37 @@ def train(
     return model.eval(), progress
 
 
-def loss_of(model: SasRec, history_BH: Tensor, target_B: Tensor) -> Tensor:
+def stretches(sequences: Sequences, length: int) -> Examples:
+    """Ends of stretches of ``length`` events, so that every event but a user's first is a target of one stretch."""
+    end_P = np.repeat(sequences.start[1:], np.diff(sequences.start))
+    first_P = np.repeat(sequences.start[:-1], np.diff(sequences.start))
+    at_P = np.arange(len(end_P))
+    at_X = np.flatnonzero((at_P > first_P) & ((end_P - 1 - at_P) % length == 0))
+    return Examples(item_P=torch.from_numpy(sequences.item_P), at_X=torch.from_numpy(at_X), first_X=torch.from_numpy(first_P[at_X]))
+
+
+def loss_of(model: SasRec, history_BH: Tensor, target_B: Tensor, negatives: int | None = None) -> Tensor:
     """Mean cross-entropy over all items of every event that has one before it, the target last.
 
     Args:
         model: the network.
         history_BH: item rows, oldest first, then 0.
         target_B: what came after.
+        negatives: items drawn for all events together, to stand for all others; None takes all.
     """
     front_BH = in_front(history_BH)
     next_BH = torch.cat([front_BH, target_B.unsqueeze(1)], dim=1)[:, 1:]
     there_BH = front_BH > 0
     state_RD = model.states(front_BH)[:, 1:][there_BH]
-    return F.cross_entropy(state_RD @ model.item.weight[1:].T, next_BH[there_BH] - 1)
+    next_R, items = next_BH[there_BH], len(model.item.weight) - 1
+    if negatives is None or negatives >= items:
+        return F.cross_entropy(state_RD @ model.item.weight[1:].T, next_R - 1)
+    drawn_S = torch.randperm(items, device=next_R.device)[:negatives] + 1
+    own_R1 = (state_RD * model.item(next_R)).sum(1, keepdim=True)
+    itself_RS = drawn_S == next_R.unsqueeze(1)
+    each_R1 = (items - 1) / (negatives - itself_RS.sum(1, keepdim=True)).clamp_min(1)  # others that a drawn one stands for
+    other_RS = (state_RD @ model.item(drawn_S).T + each_R1.log()).masked_fill(itself_RS, -torch.inf)
+    return F.cross_entropy(torch.cat([own_R1, other_RS], dim=1), torch.zeros_like(next_R))
 
 
 def in_front(history_BH: Tensor) -> Tensor:

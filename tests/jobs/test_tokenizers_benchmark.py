@@ -6,23 +6,26 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import tokenizers, tokenizers_runs, tokenizers_sasrec
+from benchmarks import tokenizers, tokenizers_runs, tokenizers_sasrec, tokenizers_sids
 from benchmarks.baseline_models import SasRec
-from benchmarks.tokenizers_data import DataError, DataSet, read, text_vectors
-from benchmarks.tokenizers_modes import MODES, Mode, SasRecSettings, kind_settings
+from benchmarks.tokenizers_data import DataError, DataSet, Order, read, text_vectors
+from benchmarks.tokenizers_modes import MODES, NOT_HERE, REFERENCES, Mode, SasRecSettings, kind_of, kind_settings, variant_of
 from benchmarks.tokenizers_runs import Asked, drawn, figures, run, split
-from benchmarks.tokenizers_table import markdown
+from benchmarks.tokenizers_table import label, markdown
 from dig_models.features import hash_id
 from dig_models.generator.examples import Examples
 from dig_models.generator.settings import GeneratorSettings
-from dig_models.tokenizers.registry import tokenizer_class
+from dig_models.tokenizers.registry import KINDS, tokenizer_class
+from dig_models.tokenizers.settings import TokenizersConfig
 
 DAY = 86_400
+RESID = {"epochs": "1", "dim": "8", "heads": "2", "hidden": "8", "held_out": "0"}
 ITEMS = 14
 TINY = Mode(
     name="quick",
@@ -49,6 +52,7 @@ def write(folder: Path, *, times: bool = True) -> Path:
     named = [
         {"item_id": i, "text": f"red thing {i}", "attr_names": [*branded, f"Kind {i % 3}"] if i % 2 else plain} for i in range(1, ITEMS + 1)
     ]
+    named[-1]["attr_names"] = ["Unknown", "Shop", "Toys"]
     tagged = [{"item_id": i, "title": f"Place {i}", "categories": ["Food", f"Sort {i % 2}"]} for i in range(1, ITEMS + 1)]
     (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (named if times else tagged)))
     return folder
@@ -76,11 +80,17 @@ def asked(data: DataSet, work: Path, kind: str = "rkmeans", **changes: object) -
     return Asked(data=data, kind=kind, work=work, **given)  # type: ignore[arg-type]
 
 
+def sids(data: DataSet, work: Path, kind: str = "rkmeans", order: Order = "published", **given: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    learned = data.sequences(order, 0).without_last(2)
+    shape: dict[str, Any] = {"changes": {}, "levels": 1, "codes": 8, "seed": 3, "conflicts": "suffix", "work": work} | given
+    return tokenizers_sids.sids(data, kind, learned=learned, **shape)
+
+
 @pytest.fixture
 def given_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Vectors of texts from their letters: the sentence encoder has a test of its own."""
     monkeypatch.setattr(
-        tokenizers_runs,
+        tokenizers_sids,
         "text_vectors",
         lambda data, _: np.stack([np.bincount([ord(c) % 32 for c in text], minlength=32) for text in data.text_M]).astype(np.float32),
     )
@@ -122,7 +132,7 @@ def test_a_data_set_without_times_has_no_ties_to_shuffle(home: Path, capsys: pyt
 
 
 def test_attributes_become_a_brand_and_a_category_path(data: DataSet, home: Path) -> None:
-    """``Shop`` stands second in seven items here, too seldom to be a category where it stands first."""
+    """``Shop`` stands second in eight items here, too seldom to be a category where it stands first."""
     fields = data.items.fields
     odd, even = item(data, 1), item(data, 2)
     assert data.items.id_N[odd] == "1"
@@ -133,7 +143,12 @@ def test_attributes_become_a_brand_and_a_category_path(data: DataSet, home: Path
     assert fields["category_2"][even] == 0
     assert (fields["brand"][0], fields["words"][0].any()) == (0, False)
     assert data.text_M[even - 1] == "red thing 2. Shop, Toys"
+    none = item(data, ITEMS)
+    assert fields["brand"][none] == 0 and fields["category_1"][none] == fields["category_1"][odd] != 0
+    assert data.text_M[none - 1] == f"red thing {ITEMS}. Shop, Toys"
+    assert "attributes" not in fields and "attributes" not in {field.name for field in data.spec.item_fields}  # brand and path say it all
     places = read(home, "places")
+    assert places.items.fields["attributes"][1:].all() and "attributes" in {field.name for field in places.spec.item_fields}
     assert not places.items.fields["brand"].any()
     assert len(np.unique(places.items.fields["category_1"][1:])) == 1  # the commonest tag is the coarsest
 
@@ -161,7 +176,7 @@ def test_users_are_drawn_by_a_seed(data: DataSet) -> None:
 
 @pytest.mark.usefixtures("given_vectors")
 @pytest.mark.parametrize("kind", ["sasrec", "rkmeans"])
-def test_a_run_that_is_done_is_not_done_again(data: DataSet, tmp_path: Path, kind: str) -> None:
+def test_a_run_that_is_done_is_not_done_again(data: DataSet, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     one = asked(data, tmp_path, kind)
     record = run(one, said.append)
@@ -176,6 +191,9 @@ def test_a_run_that_is_done_is_not_done_again(data: DataSet, tmp_path: Path, kin
     other = {asked(data, tmp_path, kind, **change).name for change in ({}, {"seed": 4}, {"order": "shuffled"}, {"mode": MODES["quick"]})}
     assert len(other) == 4
     assert (asked(data, tmp_path, kind, codes=5).name == one.name) == (kind == "sasrec")
+    name = one.name
+    monkeypatch.setattr(tokenizers_runs, "code_of", lambda *_: "of tomorrow")
+    assert asked(data, tmp_path, kind).name != name
 
 
 @pytest.mark.usefixtures("given_vectors")
@@ -199,14 +217,63 @@ def test_a_run_that_was_stopped_goes_on_with_its_sids_and_its_epoch(data: DataSe
 
 @pytest.mark.usefixtures("given_vectors")
 def test_no_two_items_share_the_sids_that_the_generator_gets(data: DataSet, tmp_path: Path) -> None:
-    learned = data.sequences("published", 0).without_last(2)
-    code_NL, told = tokenizers_runs.sids(asked(data, tmp_path, levels=1, codes=8), learned, tmp_path / "open")
+    code_NL, told = sids(data, tmp_path)
     assert code_NL.shape == (ITEMS + 1, 2) and told["collision_rate"] == pytest.approx(6 / 14)
-    assert len(np.unique(code_NL[1:], axis=0)) == ITEMS
-    again, same = tokenizers_runs.sids(asked(data, tmp_path, levels=1, codes=8), learned, tmp_path / "open")
+    assert len(np.unique(code_NL[1:], axis=0)) == ITEMS and told["shared_after"] == 0
+    again, same = sids(data, tmp_path)
     assert again.tolist() == code_NL.tolist() and same == told
-    apart, told = tokenizers_runs.sids(asked(data, tmp_path, levels=3, codes=8), learned, tmp_path / "three")
+    apart, told = sids(data, tmp_path, levels=3)
     assert (apart.shape[1] == 3) == (told["collision_rate"] == 0)
+
+
+@pytest.mark.usefixtures("given_vectors")
+def test_items_that_share_a_sid_get_other_last_codes_by_transport(data: DataSet, tmp_path: Path) -> None:
+    code_NL, told = sids(data, tmp_path, levels=2, codes=4, conflicts="sinkhorn")
+    suffixed, before = sids(data, tmp_path, levels=2, codes=4)
+    assert code_NL.shape == (ITEMS + 1, 2) and suffixed.shape == (ITEMS + 1, 3)
+    assert told["collision_rate"] == before["collision_rate"] > told["shared_after"]
+    np.testing.assert_array_equal(code_NL[:, 0], suffixed[:, 0])
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, found: Any, fits: list[str]) -> None:
+    inner = found.fit
+
+    def fit(*args: Any, **given: Any) -> Any:
+        fits.append(f"{found.kind} {given['sequences'] is not None}")
+        return inner(*args, **given)
+
+    monkeypatch.setattr(found, "fit", fit)
+
+
+@pytest.mark.usefixtures("given_vectors")
+def test_sids_are_made_once_for_all_runs_that_would_get_the_same(data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits: list[str] = []
+    for kind in ("rkmeans", "resid"):
+        watch(monkeypatch, tokenizer_class(kind), fits)
+    for order in ("published", "shuffled", "published"):
+        sids(data, tmp_path, order=order)
+        sids(data, tmp_path, "resid", order, levels=2, changes=RESID)
+    assert fits == ["rkmeans False", "resid True", "resid True"]
+    for other in ({"seed": 4}, {"codes": 7}, {"levels": 2}, {"conflicts": "sinkhorn"}):
+        sids(data, tmp_path, **other)
+    assert fits[3:] == ["rkmeans False"] * 4
+    sids(data, tmp_path, "resid", levels=2, changes=RESID | {"lr": "0.002"})
+    assert len(fits) == 8
+    monkeypatch.setattr(tokenizers_sids, "code_of", lambda *_: "of tomorrow")
+    sids(data, tmp_path)
+    assert len(fits) == 9
+
+
+@pytest.mark.usefixtures("given_vectors")
+def test_a_record_tells_what_sids_are_like_and_what_their_kind_tells(data: DataSet, tmp_path: Path) -> None:
+    record = run(asked(data, tmp_path, "resid", levels=2, codes=8, changes=RESID), lambda _: None)
+    told = record["sids"]
+    assert len(told["history_overlap"]) == len(told["gini"]) == len(told["perplexity"]) == 2
+    assert 0 < told["entropy_ratio"] <= 1 and told["entropy"] == pytest.approx(np.log(ITEMS))  # no two items share one
+    assert len(told["branching"]) == 2 and len(told["famae"]["losses"]) == 1
+    assert len(record["ranks"]) == 9 and set(record["ranks"]) <= set(range(11))
+    hits = np.array(record["ranks"])
+    assert record["figures"]["recall@10"]["mean"] == pytest.approx((hits > 0).mean())
 
 
 def test_sasrec_learns_a_planted_rule_and_its_loss_is_that_of_every_event(data: DataSet) -> None:
@@ -242,39 +309,32 @@ def test_the_program_writes_table_and_figures(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(tokenizers.MODES, "quick", TINY)
-    argv = [
-        "tokenizers",
-        "--data",
-        str(home),
-        "--datasets",
-        "tiny",
-        "places",
-        "--kinds",
-        "sasrec",
-        "rqvae",
-        "--levels",
-        "2",
-        "--codes",
-        "4",
-    ]
-    argv += ["--set", "rqvae.epochs=2", "--work", str(tmp_path / "work"), "--results", str(tmp_path)]
+    argv = ["tokenizers", "--datasets", "tiny", "places", "--kinds", "popular", "sasrec", "rqvae", "rqvae:tiger", "--levels", "2"]
+    argv += ["--codes", "4", "--set", "rqvae.epochs=2", "--work", str(tmp_path / "work"), "--results", str(tmp_path)]
+    argv += ["--orders", "published", "shuffled"]
+    monkeypatch.setenv("TOKENIZER_DATA", str(home))
     monkeypatch.setattr(sys, "argv", argv)
     tokenizers.main()
+    shown = capsys.readouterr().out
     found = json.loads((tmp_path / "tokenizers.json").read_text())
-    rows = [(row["dataset"], row["order"], row["kind"]) for row in found["rows"]]
+    rows = [(row["dataset"], row["order"], label(row)) for row in found["rows"]]
     orders = [("places", "published"), ("tiny", "published"), ("tiny", "shuffled")]
-    assert rows == [(*order, kind) for order in orders for kind in ("sasrec", "rqvae")]
-    assert found["rows"][1]["sid"]["changes"] == {"epochs": "2"}
+    labels = ["popularity", "SASRec", "RQ-VAE (small) (epochs=2)", "TIGER (epochs=2)"]
+    assert rows == [(*order, name) for order in orders for name in labels]
+    assert found["rows"][2]["sid"]["changes"] == {"epochs": "2"}
     text = (tmp_path / "tokenizers.md").read_text()
-    assert "rqvae (TIGER) | shuffled | quick" in text and "Not compared: dig" in text
-    assert "it has an order but no times" in text and "100.0% test on the day of the event before" in text
-    assert text == markdown(found["rows"])
-    named = [row | {"dataset": "beauty"} for row in found["rows"] if row["dataset"] == "tiny"]
-    lines = [line for line in markdown(named).splitlines() if line.startswith("| rqvae")]
-    assert ["0.0610 / 0.0331" in line for line in lines] == [True, False]  # published figures are of the published order
-    capsys.readouterr()
+    assert "Not compared: dig" in text and "it has an order but no times" in text
+    assert "100.0% test on the day of the event before" in text
+    assert text == markdown(found["rows"]) and shown.endswith(text + "\n")
+    assert not any("ranks" in row for row in found["rows"])
+    assert [row["difference"] is None for row in found["rows"]] == [False, False, True, False] * 3
+    argv[argv.index("--kinds") + 1 : argv.index("--levels")] = ["sasrec"]
+    del argv[argv.index("--set") : argv.index("--work")]
     tokenizers.main()
-    assert capsys.readouterr().out.count("done before") == 6
+    shown = capsys.readouterr().out
+    assert shown.count("done before") == 3
+    assert shown.count("| SASRec |") == 3 and "| popularity |" not in shown  # what was asked for
+    assert (tmp_path / "tokenizers.md").read_text() == text
 
 
 @pytest.mark.parametrize(
@@ -283,6 +343,8 @@ def test_the_program_writes_table_and_figures(
         (["--data", "nowhere"], "--data nowhere: no such folder; expected is PATH/<data set>/interactions.tsv"),
         (["--datasets", "other"], "0 data sets 'other' found beside places, tiny"),
         (["--kinds", "dig"], "--kinds dig: not compared here: learned by the training of a click ranker"),
+        (["--kinds", "rqvae:lion"], "--kinds rqvae:lion: no such variant, expected one of rqvae:tiger, rqvae:letter"),
+        (["--set", "resid.epochs=2"], "--set resid.epochs=2: of none of the kinds asked for with settings, sasrec, rqvae"),
         (["--kinds", "rvqae"], "tokenizer 'rvqae': unknown"),
         (["--set", "epochs=2"], "--set epochs=2: KIND.KEY=VALUE expected"),
         (["--kinds", "rqvae", "--set", "rqvae.epoch=2"], "epoch"),
@@ -334,18 +396,48 @@ def test_text_vectors_are_computed_once_for_the_same_texts(data: DataSet, tmp_pa
 
 
 def test_settings_of_a_kind_come_from_words() -> None:
-    found: Callable[..., object] = kind_settings
+    found: Callable[..., Any] = kind_settings
     rqvae = found(tokenizer_class("rqvae"), {"epochs": "7", "lr": "0.01"})
-    assert (rqvae.epochs, rqvae.lr) == (7, 0.01)  # type: ignore[attr-defined]
+    assert (rqvae.epochs, rqvae.lr) == (7, 0.01)
     assert found(tokenizer_class("rqvae"), {}) is None
-
-
-def test_every_mode_names_settings_that_its_kinds_have() -> None:
-    for mode in MODES.values():
-        for kind in mode.kinds:
-            changes = tokenizers.changes_of(mode, [f"{kind}.epochs=5"], kind)
-            assert kind_settings(tokenizer_class(kind), changes).epochs == 5  # type: ignore[union-attr]
-    tiger = kind_settings(tokenizer_class("rqvae"), tokenizers.changes_of(MODES["full"], [], "rqvae"))
-    assert (tiger.hidden, tiger.optimizer, tiger.epochs) == ((512, 256, 128), "adagrad", 2000)  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="tokenizer 'rqvae': RQ-VAE preset 'lion': unknown"):
         kind_settings(tokenizer_class("rqvae"), {"preset": "lion"})
+
+
+def test_without_a_folder_of_data_the_program_says_how_to_give_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TOKENIZER_DATA", raising=False)
+    monkeypatch.setattr(sys, "argv", ["tokenizers"])
+    with pytest.raises(SystemExit):
+        tokenizers.main()
+    assert "give --data PATH, or set TOKENIZER_DATA=PATH in the environment; expected is" in capsys.readouterr().err
+
+
+def test_by_default_it_is_a_quick_look_at_all_kinds_on_beauty_in_the_published_order() -> None:
+    args = tokenizers.parser().parse_args([])
+    assert (args.mode, args.datasets, args.orders, args.kinds) == ("quick", ["beauty"], ["published"], None)
+    for mode in MODES.values():
+        kinds = {kind_of(name) for name in mode.compared}
+        assert kinds == {*REFERENCES, *KINDS} - {*NOT_HERE}
+        tokenizers.require(list(mode.compared), mode, [], ["beauty", "yelp"])
+
+
+def test_every_kind_that_has_epochs_has_fewer_or_as_many_in_a_quick_look() -> None:
+    own = {kind: getattr(TokenizersConfig(), kind) for kind in KINDS if hasattr(TokenizersConfig(), kind)}
+    assert {*MODES["quick"].kinds} == {kind for kind, settings in own.items() if hasattr(settings, "epochs")}
+    for kind, changes in MODES["quick"].kinds.items():
+        assert kind_settings(tokenizer_class(kind), changes).epochs <= own[kind].epochs  # type: ignore[union-attr]
+
+
+def test_settings_are_those_of_mode_data_set_and_variant_and_then_what_is_asked_for() -> None:
+    full = MODES["full"]
+    tiger = kind_settings(tokenizer_class("rqvae"), tokenizers.changes_of(full, [], "rqvae:tiger"))
+    assert (tiger.hidden, tiger.optimizer, tiger.epochs) == ((512, 256, 128), "adagrad", 2000)  # type: ignore[union-attr]
+    yelp = tokenizers.changes_of(full, ["diger.tau=3", "diger:detached.lr=0.1"], "diger:detached", "yelp")
+    diger: Any = kind_settings(tokenizer_class("diger"), yelp)
+    assert (diger.tau, diger.frqud_ratio, diger.sdud_lambda, diger.gradient, diger.lr) == (3.0, 1.1, 1.7, "detached", 0.1)
+    assert (diger.layers, diger.dim, diger.feed_forward, diger.head_dim, diger.history) == (6, 128, 512, 64, 50)
+    assert (diger.warmup_steps, diger.tokenizer_lr) == (500, 1e-5)
+    assert "lr" not in tokenizers.changes_of(full, ["diger:detached.lr=0.1"], "diger", "yelp")
+    assert variant_of("rqvae", {"preset": "letter", "epochs": "3"}) == "rqvae:letter" and variant_of("rqvae", {}) == "rqvae"

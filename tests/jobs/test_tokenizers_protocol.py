@@ -16,12 +16,11 @@ from benchmarks.tokenizers_runs import drawn, run, split
 from dig_models.generator.examples import Examples
 from dig_models.tokenizers.registry import tokenizer_class
 from dig_models.tokenizers.sequences import Sequences
-from tests.jobs.test_tokenizers_benchmark import TINY, asked, data, given_vectors, home
+from tests.jobs.test_tokenizers_benchmark import RESID, TINY, asked, data, given_vectors, home
 
 __all__ = ["data", "given_vectors", "home"]  # fixtures
 
 SEED = 11
-RESID = {"epochs": "1", "dim": "8", "heads": "2", "hidden": "8", "held_out": "0"}
 
 
 def same(found: Examples, expected: Examples) -> bool:
