@@ -83,7 +83,7 @@ QUICK = Mode(
     kinds={
         "rqvae": {"epochs": "200"},
         "resid": {"epochs": "3"},
-        "unisid": {"epochs": "5"},
+        "unisid": {"epochs": "4"},
         "diger": {"epochs": "2", "history": "6", "layers": "1"},
     },
     compared=(*REFERENCES, "rkmeans", "rqvae", "resid", "unisid", "diger"),
