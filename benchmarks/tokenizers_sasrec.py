@@ -1,9 +1,9 @@
 """SASRec (Kang and McAuley 2018, arXiv 1808.09781) for ``benchmarks.tokenizers``: the network of the baselines.
 
-It learns by a softmax over all items or over drawn ones.
+It learns by a softmax over all items: with 512 drawn ones an epoch is six times as fast and leads less far in the same time.
 
 Shape suffixes: ``P`` events of all users, ``B`` stretches of a batch, ``H`` items of a history, ``N`` item rows, ``R`` events that are
-targets, ``Q`` users judged, ``K`` ranks, ``S`` drawn items.
+targets, ``Q`` users judged, ``K`` ranks.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def train(
             began, total = time.perf_counter(), 0.0
             model.train()
             for batch in learned.batches(settings.batch, settings.history, settings.seed + progress.epoch):
-                loss = loss_of(model, batch.history(settings.history), batch.target_X, settings.negatives)
+                loss = loss_of(model, batch.history(settings.history), batch.target_X)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -80,28 +80,19 @@ def stretches(sequences: Sequences, length: int) -> Examples:
     return Examples(item_P=torch.from_numpy(sequences.item_P), at_X=torch.from_numpy(at_X), first_X=torch.from_numpy(first_P[at_X]))
 
 
-def loss_of(model: SasRec, history_BH: Tensor, target_B: Tensor, negatives: int | None = None) -> Tensor:
+def loss_of(model: SasRec, history_BH: Tensor, target_B: Tensor) -> Tensor:
     """Mean cross-entropy over all items of every event that has one before it, the target last.
 
     Args:
         model: the network.
         history_BH: item rows, oldest first, then 0.
         target_B: what came after.
-        negatives: items drawn for all events together, to stand for all others; None takes all.
     """
     front_BH = in_front(history_BH)
     next_BH = torch.cat([front_BH, target_B.unsqueeze(1)], dim=1)[:, 1:]
     there_BH = front_BH > 0
     state_RD = model.states(front_BH)[:, 1:][there_BH]
-    next_R, items = next_BH[there_BH], len(model.item.weight) - 1
-    if negatives is None or negatives >= items:
-        return F.cross_entropy(state_RD @ model.item.weight[1:].T, next_R - 1)
-    drawn_S = torch.randperm(items, device=next_R.device)[:negatives] + 1
-    own_R1 = (state_RD * model.item(next_R)).sum(1, keepdim=True)
-    itself_RS = drawn_S == next_R.unsqueeze(1)
-    each_R1 = (items - 1) / (negatives - itself_RS.sum(1, keepdim=True)).clamp_min(1)  # others that a drawn one stands for
-    other_RS = (state_RD @ model.item(drawn_S).T + each_R1.log()).masked_fill(itself_RS, -torch.inf)
-    return F.cross_entropy(torch.cat([own_R1, other_RS], dim=1), torch.zeros_like(next_R))
+    return F.cross_entropy(state_RD @ model.item.weight[1:].T, next_BH[there_BH] - 1)
 
 
 def in_front(history_BH: Tensor) -> Tensor:
