@@ -83,7 +83,7 @@ QUICK = Mode(
         "rqvae": {"epochs": "200"},
         "resid": {"epochs": "3"},
         "unisid": {"epochs": "4"},
-        "diger": {"epochs": "2", "history": "6", "layers": "1"},
+        "diger": {"epochs": "1", "history": "6", "layers": "1"},
     },
     compared=(*REFERENCES, "rkmeans", "rqvae", "resid", "unisid", "diger"),
 )
