@@ -35,6 +35,8 @@ from jobs.lake import Lake
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (2017, 7, 18)
 """Of trainings whose mean over seeds is reported."""
+MAX_AUC_LOSS = 0.001
+"""How far below Base the ranking AUC may be: the one limit for it."""
 USUAL = "complete_journey"
 """Data set whose results have the plain names."""
 Floats = NDArray[np.float64]

@@ -22,8 +22,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from benchmarks.ablation_verdicts import MAX_AUC_LOSS
-from benchmarks.judging import RESULTS, Floats, Judge, asked, changes_of, result_name
+from benchmarks.judging import MAX_AUC_LOSS, RESULTS, Floats, Judge, asked, changes_of, result_name
 from benchmarks.judging import trained as train_anew
 from benchmarks.tabular import LEFT_OUT, TreeColumns
 from dig_models.bundle import Bundle

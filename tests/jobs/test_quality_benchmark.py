@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import judging, quality, tabular
-from benchmarks.ablation_verdicts import MAX_AUC_LOSS
+from benchmarks.judging import MAX_AUC_LOSS
 from dig_models.bundle import load_bundle
 from dig_models.evaluate import ranking
 from dig_models.evaluate.scoring import exposed_rows, rank_rows
