@@ -88,7 +88,7 @@ bench-serving: setup  ## requests a second and latencies with index switches, af
 bench-churn: setup  ## share of items that change their SID from day to day; needs the lake up to the last day
 	@$(BIN)/python -m benchmarks.churn $(ARGS)
 
-bench-tokenizers: setup  ## tokenizers behind one generator, beside SASRec: make bench-tokenizers ARGS="--data PATH --datasets beauty"
+bench-tokenizers: setup  ## tokenizers behind one generator, beside SASRec: TOKENIZER_DATA=PATH make bench-tokenizers
 	@$(BIN)/python -m benchmarks.tokenizers $(ARGS)
 
 lock:  ## write requirements.lock anew from what the environment holds
