@@ -27,7 +27,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from benchmarks.ablation_lake import quick_lake
 from benchmarks.ablation_rows import QUICK_ROWS, ROWS, Row, chosen
 from benchmarks.ablation_runs import Place, Run, runs_of
 from benchmarks.ablation_table import plot, summary, text
-from benchmarks.judging import RESULTS, SEEDS, add_validation, asked, build_features, facts, part_of, result_name
+from benchmarks.judging import SEEDS, add_options, add_validation, asked, build_features, facts, part_of, result_name
 from jobs.config import Config, ConfigError, load
 from jobs.entry import JobError
 from jobs.runs import write_json
@@ -136,10 +135,7 @@ def with_features(place: Place, whole: Config, *, quick: bool) -> Place:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--date", type=date.fromisoformat, help="default: the default date of the data set")
-    parser.add_argument("--acceptance", action="store_true", help="allow a date in the acceptance period")
-    parser.add_argument("--config", type=Path, default=None)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    add_options(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help=f"default: {' '.join(map(str, SEEDS))}; --quick: the first")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--rows", nargs="+", default=[], metavar="ROW", help=f"some of: {', '.join(ROWS)}; default: the grid")
@@ -150,7 +146,6 @@ def _parser() -> argparse.ArgumentParser:
     add_validation(parser)
     parser.add_argument("--features", action="store_true", help="build first what the lake lacks")
     parser.add_argument("--again", action="store_true", help="judge anew what is there; a training with the same lineage is kept")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     return parser
 
 

@@ -45,7 +45,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from benchmarks.baseline_fit import Curve, Days, SasRecRetriever, TowerRetriever, logistic, ranker
-from benchmarks.judging import RESULTS, SEEDS, Judge, Judged, add_validation, asked, facts, judged_days, part_of, result_name
+from benchmarks.judging import SEEDS, Judge, Judged, add_options, add_validation, asked, facts, judged_days, part_of, result_name
 from benchmarks.quality import Data, trained, trees
 from benchmarks.tabular import LEFT_OUT, linear
 from dig_models.bundle import Bundle
@@ -362,17 +362,13 @@ def compare(world: World, methods: Sequence[str], seeds: Sequence[int], tell: Ca
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--date", type=date.fromisoformat, help="default: the default date of the data set")
-    parser.add_argument("--acceptance", action="store_true", help="allow a date in the acceptance period")
-    parser.add_argument("--config", type=Path, default=None)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    add_options(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help=f"default: {' '.join(map(str, SEEDS))}")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="differences are of the first one")
     parser.add_argument("--epochs", type=int, default=3, help="of the ranking networks; the validation days choose among them")
     parser.add_argument("--cap", type=int, default=40, help="epochs of the retrieving networks at most; the validation days choose")
     parser.add_argument("--patience", type=int, default=6, help="epochs without a gain after which a retrieving network is done")
     add_validation(parser)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     return parser
 
 

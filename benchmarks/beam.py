@@ -26,8 +26,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +34,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from benchmarks.judging import RESULTS, Judged, add_validation, asked, facts, part_of, result_name
+from benchmarks.judging import Judged, add_options, add_validation, asked, facts, part_of, result_name
 from dig_models.evaluate.lists import VARIANTS, Variant
 from dig_models.evaluate.retrieval import NONE
 from dig_models.retrieve.beam import OPEN, Retrieved
@@ -205,14 +203,10 @@ def plot(found: dict[str, Any]) -> Figure:
 def main() -> None:
     """Parse the options, measure, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--date", type=date.fromisoformat, help="of a finished training; default: the default date of the data set")
-    parser.add_argument("--acceptance", action="store_true", help="allow a date in the acceptance period")
-    parser.add_argument("--config", type=Path, default=None)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    add_options(parser, of="of a finished training; ")
     parser.add_argument("--beams", type=int, nargs="+", default=list(BEAMS))
     parser.add_argument("--requests", type=int, default=500)
     add_validation(parser)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     config, day = asked(parser, args)
     judged = Judged.open(config, day, args.requests, part=part_of(args))

@@ -24,14 +24,25 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.nn import functional as F
 
-from benchmarks.judging import RESULTS, Floats, Ints, Judged, add_validation, asked, changes_of, facts, part_of, result_name, trained
+from benchmarks.judging import (
+    Floats,
+    Ints,
+    Judged,
+    add_options,
+    add_validation,
+    asked,
+    changes_of,
+    facts,
+    part_of,
+    result_name,
+    trained,
+)
 from dig_models.bundle import Bundle, load_bundle
 from dig_models.evaluate.lists import VARIANTS, Contender, Search, recommend_all
 from dig_models.retrieve.rerank import Retriever
@@ -158,15 +169,11 @@ def _fraction(value: str) -> float:
 def main() -> None:
     """Parse the options, measure, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--date", type=date.fromisoformat, help="default: the default date of the data set")
-    parser.add_argument("--acceptance", action="store_true", help="allow a date in the acceptance period")
-    parser.add_argument("--config", type=Path, default=None)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    add_options(parser)
     parser.add_argument("--share", type=_fraction, default=0.1, help="of the items that training has shown, to hold out; default: .1")
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--bundles", type=Path, nargs=2, default=None, metavar="BUNDLE", help="finished models, in this order")
     add_validation(parser)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     config, day = asked(parser, args)
     if not args.bundles and not config.model.item_id_dropout:

@@ -68,6 +68,15 @@ def judged_days(config: Config, day: date, part: Part) -> list[date]:
     return days_between(first, last)
 
 
+def add_options(parser: argparse.ArgumentParser, *, of: str = "") -> None:
+    """Options that ``asked`` reads, and ``--results``; ``of`` says of what the date must be."""
+    parser.add_argument("--date", type=date.fromisoformat, help=f"{of}default: the default date of the data set")
+    parser.add_argument("--acceptance", action="store_true", help="allow a date in the acceptance period")
+    parser.add_argument("--config", type=Path, default=None)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+
+
 def add_validation(parser: argparse.ArgumentParser) -> None:
     """Option ``--validation``, for ``part_of``."""
     parser.add_argument(

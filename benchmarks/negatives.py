@@ -16,7 +16,6 @@ Shape suffixes: ``R`` rows, ``L`` levels, ``C`` model crosses, ``N`` catalogue r
 from __future__ import annotations
 
 import argparse
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from benchmarks.judging import RESULTS, asked, result_name
+from benchmarks.judging import add_options, asked, result_name
 from dig_models import u2t
 from dig_models.affinity import Affinity, beside
 from dig_models.batch import Batch
@@ -206,12 +205,8 @@ def plot(found: dict[str, Any]) -> Figure:
 def main() -> None:
     """Parse the options, measure on the validation days of a finished run, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--date", type=date.fromisoformat, help="of a finished training; default: the default date of the data set")
-    parser.add_argument("--acceptance", action="store_true", help="allow a date in the acceptance period")
-    parser.add_argument("--config", type=Path, default=None)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    add_options(parser, of="of a finished training; ")
     parser.add_argument("--requests", type=int, default=400)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     config, day = asked(parser, args)
     window, lake = config.run_window(day), Lake(config.paths.at("lake"))

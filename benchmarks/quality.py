@@ -22,7 +22,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from benchmarks.judging import MAX_AUC_LOSS, RESULTS, Floats, Judge, asked, changes_of, result_name
+from benchmarks.judging import MAX_AUC_LOSS, Floats, Judge, add_options, asked, changes_of, result_name
 from benchmarks.judging import trained as train_anew
 from benchmarks.tabular import LEFT_OUT, TreeColumns
 from dig_models.bundle import Bundle
@@ -132,12 +132,8 @@ def plot(found: dict[str, Any]) -> Figure:
 def main() -> None:
     """Parse the options, compare, write, and say what came out."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--date", type=date.fromisoformat, help="default: the default date of the data set")
-    parser.add_argument("--acceptance", action="store_true", help="allow a date in the acceptance period")
-    parser.add_argument("--config", type=Path, default=None)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    add_options(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="default: train.seed alone")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     config, day = asked(parser, args)
     found = compare(config, day, args.seeds or [config.train.seed], args.config, args.set)
