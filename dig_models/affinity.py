@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from scipy.linalg import lapack
 from scipy.sparse import csr_matrix
 
+from dig_models.cross_files import find
 from dig_models.items import ItemTable
 
 Ints = NDArray[np.int64]
@@ -67,8 +68,8 @@ class Neighbours:
             keep: entries kept an item.
         """
         hash_N = np.sort(hash_N)
-        at_E = np.minimum(np.searchsorted(hash_N, item_E), max(len(hash_N) - 1, 0))
-        known_E = hash_N[at_E] == item_E if len(hash_N) else np.zeros(len(item_E), dtype=bool)
+        at_E = find(hash_N, item_E)
+        known_E = at_E >= 0
         users, row_E = np.unique(user_E[known_E], return_inverse=True)
         events = csr_matrix((np.ones(len(row_E)), (row_E, at_E[known_E])), shape=(len(users), len(hash_N)))
         events.data[:] = 1.0  # the constructor adds up what happened twice
@@ -84,10 +85,8 @@ class Neighbours:
         """For the rows of an item table; a row that the matrix does not know has affinity 0 and speaks for none."""
         row_of = np.full(len(self), -1, dtype=np.int64)
         order = np.argsort(hash_N, kind="stable")
-        at = np.minimum(np.searchsorted(hash_N, self.hash_N, sorter=order), max(len(hash_N) - 1, 0))
-        if len(hash_N):
-            found = hash_N[order[at]] == self.hash_N
-            row_of[found] = order[at[found]]
+        at = find(hash_N[order], self.hash_N)
+        row_of[at >= 0] = order[at[at >= 0]]
         to_X, from_X = np.repeat(row_of, np.diff(self.start)), row_of[self.item_X]
         kept_X = (to_X > 0) & (from_X > 0)  # row 0 is the unknown item
         rows = len(hash_N)
@@ -208,9 +207,8 @@ def _at(matrix_BN: csr_matrix, row_P: Ints, column_P: Ints) -> Floats:
     place_X = np.repeat(np.arange(matrix_BN.shape[0], dtype=np.int64), np.diff(matrix_BN.indptr)) * width + matrix_BN.indices
     out_P = np.zeros(len(row_P), dtype=np.float32)
     if len(place_X):
-        place_P = row_P * width + column_P
-        at_P = np.minimum(np.searchsorted(place_X, place_P), len(place_X) - 1)
-        out_P = np.where(place_X[at_P] == place_P, matrix_BN.data[at_P], np.float32(0.0))
+        at_P = find(place_X, row_P * width + column_P)
+        out_P = np.where(at_P >= 0, matrix_BN.data[at_P], np.float32(0.0))
     return out_P
 
 

@@ -20,7 +20,7 @@ from jobs.lake import Inputs, code_digest, digest_of
 
 PLACE, CURRENT, SIDS, RECORD = "tokenizer", "CURRENT", "sids.parquet", "made.json"
 CODE = (
-    *(f"dig_models.{m}" for m in ("arrays", "features", "generator", "items", "nn.norm", "quantize", "tokenizers")),
+    *(f"dig_models.{m}" for m in ("arrays", "cross_files", "features", "generator", "items", "nn.norm", "quantize", "tokenizers")),
     *(
         "dig_models.evaluate.sid_quality",
         "dig_models.index.resolve",

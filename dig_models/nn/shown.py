@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dig_models.cross_files import find
 from dig_models.nn.embedding import FieldEmbedding
 from dig_models.nn.norm import gathered
 
@@ -111,10 +112,7 @@ class Shown(nn.Module):
         return index_MJ
 
 
-def _among(sorted_X: NDArray[np.int64], hash_M: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+def _among(sorted_X: NDArray[np.int64], hash_M: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Whether and where hashes are among ascending ones."""
-    if not len(sorted_X):
-        return np.zeros(len(hash_M), dtype=np.bool_), np.zeros(len(hash_M), dtype=np.intp)
-    at_M = np.minimum(np.searchsorted(sorted_X, hash_M), len(sorted_X) - 1)
-    there_M: NDArray[np.bool_] = sorted_X[at_M] == hash_M
-    return there_M, at_M
+    at_M = find(sorted_X, hash_M)
+    return at_M >= 0, at_M

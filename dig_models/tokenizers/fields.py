@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dig_models.cross_files import find
 from dig_models.features import FeatureSpec, FieldSpec
 from dig_models.items import ItemTable
 from dig_models.tokenizers.content import LEFT_OUT, ContentVectors, Floats
@@ -64,9 +65,9 @@ class FieldVocabulary:
         Raises:
             ValueError: a bucket lies outside its declared range.
         """
-        own_N1 = _find(self.hash_X, items.hash_N[:, None])
+        own_N1 = _numbers(self.hash_X, items.hash_N[:, None])
         own_N1[0] = 0
-        return [own_N1, *(_find(known, _buckets(items, each)) for known, each in zip(self.known, read_fields(self.spec), strict=True))]
+        return [own_N1, *(_numbers(known, _buckets(items, each)) for known, each in zip(self.known, read_fields(self.spec), strict=True))]
 
 
 def read_fields(spec: FeatureSpec) -> list[FieldSpec]:
@@ -82,12 +83,9 @@ def _buckets(items: ItemTable, of: FieldSpec) -> Ints:
     return bucket_NW.astype(np.int64)
 
 
-def _find(known_V: Ints, value_NW: Ints) -> Ints:
+def _numbers(known_V: Ints, value_NW: Ints) -> Ints:
     """Numbers of values among those known, 0 for others."""
-    if not len(known_V):
-        return np.zeros(value_NW.shape, dtype=np.int64)
-    at_NW = np.minimum(np.searchsorted(known_V, value_NW), len(known_V) - 1)
-    return np.where(known_V[at_NW] == value_NW, at_NW + 1, 0).astype(np.int64)
+    return find(known_V, value_NW.ravel()).reshape(value_NW.shape) + 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
+from dig_models.cross_files import find
 from dig_models.features import FeatureSpec
 from dig_models.items import ItemTable
-from dig_models.tokenizers.content import WIDTH, ContentVectors, Floats
+from dig_models.tokenizers.content import LEFT_OUT, WIDTH, ContentVectors, Floats
 
 Ints = NDArray[np.int64]
 
@@ -78,8 +79,8 @@ class GivenVectors(ContentVectors):
             ValueError: fields that the spec does not have, or buckets out of range.
         """
         vector_ND = self._of_fields(items)
-        at_N = np.minimum(np.searchsorted(self.hash_X, items.hash_N), len(self.hash_X) - 1)
-        own_N = self.hash_X[at_N] == items.hash_N
+        at_N = find(self.hash_X, items.hash_N)
+        own_N = at_N >= 0
         own_N[0] = False
         vector_ND[own_N] = self.vector_XD[at_N[own_N]]
         return vector_ND
@@ -111,7 +112,7 @@ def regressed(items: ItemTable, spec: FeatureSpec, row_X: Ints, vector_XD: Float
 
     Without a field that says anything, or with a catalogue too small for content vectors, there are no rows.
     """
-    if len(items) < 3 or not any(field.name != "item_id" for field in spec.item_fields):
+    if len(items) < 3 or not any(field.name != LEFT_OUT for field in spec.item_fields):
         return np.zeros((0, vector_XD.shape[1]), dtype=np.float32)
     content = ContentVectors.fit(items, spec, seed=seed, width=width)
     weight_DD = Ridge(alpha=1.0, fit_intercept=False).fit(content.of(items)[row_X], vector_XD).coef_.T

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from dig_models.cross_files import find
 from dig_models.features import FeatureSpec
 from dig_models.items import ItemTable
 from dig_models.quantize.gaoq import Gaoq, branching_of
@@ -95,9 +95,9 @@ class ReSid(Tokenizer):
 
     def encode(self, items: ItemTable) -> Ints:
         """See ``Tokenizer.encode``: fitted items keep their own codes, others get the nearest free ones."""
-        at_N = np.minimum(np.searchsorted(self.content.hash_X, items.hash_N), len(self.content.hash_X) - 1)
+        at_N = find(self.content.hash_X, items.hash_N)
         code_NL = self.gaoq.code_ML[at_N]
-        cold_N = self.content.hash_X[at_N] != items.hash_N
+        cold_N = at_N < 0
         cold_N[0] = False
         code_NL[cold_N] = self.gaoq.nearest(self.content.of(items)[cold_N])
         return without_unknown(code_NL[1:])

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from dig_models.affinity import Affinity, beside
 from dig_models.batch import Batch
+from dig_models.cross_files import find
 from dig_models.features import SECONDS_PER_DAY, SOURCE_EXPOSED, SOURCE_ORGANIC, SOURCE_RANDOM, FeatureSpec
 from dig_models.items import ItemTable
 from dig_models.u2t import PairLookup
@@ -337,11 +338,7 @@ def _random_negatives(taken: Ints, requests: int, rows: int, each: int, rng: np.
 
 
 def _isin_sorted(values: Ints, sorted_values: Ints) -> NDArray[np.bool_]:
-    if not len(sorted_values):
-        return np.zeros(len(values), dtype=bool)
-    at = np.minimum(np.searchsorted(sorted_values, values), len(sorted_values) - 1)
-    found: NDArray[np.bool_] = sorted_values[at] == values
-    return found
+    return find(sorted_values, values) >= 0
 
 
 def histories(requests: RequestTable, index_B: Ints, longest: int) -> tuple[Ints, Floats]:
