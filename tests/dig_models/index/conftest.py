@@ -1,12 +1,13 @@
-"""An index release on synthetic items, and an index that holds one or two generations."""
+"""An index release on synthetic items, an index that holds one or two generations, and a place for its mirror."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import fsspec
 import pytest
 import synthetic
 
@@ -66,6 +67,24 @@ def publish() -> Publish:
     return publish
 
 
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory, release: Release, next_release: Release, publish: Publish) -> tuple[Path, str, str]:
+    """An index of two generations; the tests read it."""
+    root = tmp_path_factory.mktemp("index")
+    return root, publish(root, release), publish(root, next_release)
+
+
+@pytest.fixture(params=[pytest.param("memory", marks=pytest.mark.slow), "file"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "file":
+        yield f"file://{tmp_path}/mirror"
+        return
+    memory = fsspec.filesystem("memory")
+    yield "memory://bucket/index"
+    if memory.exists("/bucket"):
+        memory.rm("/bucket", recursive=True)
+
+
 def forge(root: Path, names: dict[str, str] | None = None) -> str:
     """Give what lies in the generation a manifest, an id and a CURRENT that fit it; ``names`` renames files in the manifest."""
     old = g.require_current(root)
@@ -82,3 +101,23 @@ def forge(root: Path, names: dict[str, str] | None = None) -> str:
     folder.rename(folder.with_name(manifest["id"]))
     (root / g.CURRENT).write_text(manifest["id"] + "\n")
     return str(manifest["id"])
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing may catch it and go on."""
+
+
+def objects(url: str) -> dict[str, bytes]:
+    fs, base = fsspec.core.url_to_fs(url)
+    return {path.removeprefix(base).strip("/"): fs.cat_file(path) for path in fs.find(base)}
+
+
+def put(url: str, path: str, data: bytes) -> None:
+    fs, base = fsspec.core.url_to_fs(url)
+    fs.makedirs(f"{base}/{path}".rpartition("/")[0], exist_ok=True)
+    fs.pipe_file(f"{base}/{path}", data)
+
+
+def local_files(root: Path, generation: str) -> dict[str, bytes]:
+    folder = root / g.GENERATIONS / generation
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
