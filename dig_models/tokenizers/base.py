@@ -84,7 +84,7 @@ class Tokenizer(ABC):
             spec: its fields.
             levels: SID length.
             codes: codes of a level.
-            seed: of all that is drawn.
+            seed: of all that is drawn; the global generators are left as they were.
             content: what makes vectors of items; by default fitted here, on their fields alone.
             sequences: what users did with these items, rows of ``items``; a method that reads none ignores them.
 

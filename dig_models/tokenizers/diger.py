@@ -56,17 +56,9 @@ class Diger(Tokenizer):
         sequences: Sequences | None = None,
         settings: DigerSettings | None = None,
     ) -> Self:
-        """See ``Tokenizer.fit``.
+        """See ``Tokenizer.fit``; ``settings`` are of all parts.
 
-        Args:
-            items: the catalogue.
-            spec: its fields.
-            levels: SID length.
-            codes: codes of a level.
-            seed: of weights, noise and order; the global generator is left as it was.
-            content: see ``Tokenizer.fit``.
-            sequences: what users did; none of it may be what the result is judged on.
-            settings: of all parts.
+        ``sequences`` are needed; none of what they tell may be what the result is judged on.
 
         Raises:
             ValueError: as ``Tokenizer.fit``; or there are no sequences, none with two events, or they are of another table.

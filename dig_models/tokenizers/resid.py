@@ -68,17 +68,10 @@ class ReSid(Tokenizer):
         sequences: Sequences | None = None,
         settings: FamaeSettings | None = None,
     ) -> Self:
-        """See ``Tokenizer.fit``.
+        """See ``Tokenizer.fit``; ``settings`` are FAMAE's, or ``ReSidSettings`` with a branching.
 
-        Args:
-            items: the catalogue.
-            spec: its fields.
-            levels: SID length, 2 or more; the paper has 3.
-            codes: what no level exceeds; the branching follows from the catalogue's size unless it is set.
-            seed: of FAMAE, clusters and anchors; the global generator is left as it was.
-            content: not read; the vectors are those that FAMAE learns.
-            sequences: what users did, rows of ``items``.
-            settings: FAMAE's, or ``ReSidSettings`` with a branching.
+        ``sequences`` are needed; ``content`` is not read: the vectors are those that FAMAE learns. ``levels`` is 2 or more, the paper has
+        3. ``codes`` is what no level exceeds: the branching follows from the catalogue's size unless it is set.
 
         Raises:
             ValueError: no sequences, or none with two items; items that do not fit into ``levels`` of ``codes``; a branching of another

@@ -91,18 +91,10 @@ class RqVae(Tokenizer):
         settings: RqVaeSettings | None = None,
         collaborative: ContentVectors | None = None,
     ) -> Self:
-        """See ``Tokenizer.fit``.
+        """See ``Tokenizer.fit``; ``settings`` are of the autoencoder.
 
-        Args:
-            items: the catalogue.
-            spec: its fields.
-            levels: SID length.
-            codes: codes of a level.
-            seed: of weights and order; the global generator is left as it was.
-            content: see ``Tokenizer.fit``.
-            sequences: read with ``settings.align`` alone, where ``collaborative`` is not given: items that one user did co-occur.
-            settings: of the autoencoder.
-            collaborative: vectors to align with, as wide as the latent.
+        ``collaborative`` are vectors to align with, as wide as the latent. ``sequences`` are read with ``settings.align`` alone, where
+        these are not given: items that one user did co-occur.
 
         Raises:
             ValueError: as ``Tokenizer.fit``; or alignment without vectors, or with vectors of another width than the latent.

@@ -82,17 +82,7 @@ class UniSid(Tokenizer):
         sequences: Sequences | None = None,
         settings: UniSidSettings | None = None,
     ) -> Self:
-        """See ``Tokenizer.fit``.
-
-        Args:
-            items: the catalogue.
-            spec: its fields.
-            levels: SID length.
-            codes: codes of a level.
-            seed: of weights, views and order; the global generator is left as it was.
-            content: see ``Tokenizer.fit``.
-            sequences: not read.
-            settings: of network and training.
+        """See ``Tokenizer.fit``; ``settings`` are of network and training, ``sequences`` are not read.
 
         Raises:
             ValueError: as ``Tokenizer.fit``, or a field of the category path is no categorical item field of the spec.
