@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from dig_models.affinity import Neighbours
 from dig_models.bundle import save_bundle
 from dig_models.config import ModelConfig
 from dig_models.cross_files import CrossWriter
@@ -31,7 +32,8 @@ from jobs.lake import Lake, Marker, digest_of
 
 DAY = date(2017, 11, 15)
 USERS, ITEMS, SHARDS, HISTORY_DAYS = 40, 80, 2, 150
-SMALL = {"dim": 8, "levels": 3, "codes": 6, "encoder_hidden": 16, "heads": 2, "cross_rank": 4, "experts": 2, "expert_hidden": 8}
+SMALL: dict[str, Any] = {"dim": 8, "levels": 3, "codes": 6, "encoder_hidden": 16, "heads": 2, "cross_rank": 4, "experts": 2}
+SMALL |= {"expert_hidden": 8, "affinity": {"enabled": False}}  # this lake has no u2i_daily, that of affinity_world has
 
 
 def settings(home: Path, *sets: str) -> Config:
@@ -235,14 +237,24 @@ def commit(lake: Lake, table: str, day: date, rows: pa.Table) -> None:
     )
 
 
-def train(world: World, day: date = DAY, *, steps: int = 30, seed: int = 0, lineage: str = "", **changes: Any) -> Path:
+def train(
+    world: World,
+    day: date = DAY,
+    *,
+    steps: int = 30,
+    seed: int = 0,
+    lineage: str = "",
+    neighbours: Neighbours | None = None,
+    **changes: Any,
+) -> Path:
     """A bundle for ``day`` in the checkpoints folder: a few real steps of both phases on the week before the evaluation days.
 
-    ``changes`` are of the model's settings.
+    ``changes`` are of the model's settings; with ``neighbours`` it reads the affinity.
     """
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    model = Dig(ModelConfig(**SMALL, **changes), world.spec, seed=seed)
+    model = Dig(ModelConfig(**SMALL | {"affinity": {"enabled": neighbours is not None}} | changes), world.spec, seed=seed)
+    model.neighbours = neighbours
     model.set_items(world.items)
     window = world.config.run_window(day)
     requests = world.requests(days_between(window.eval_first - timedelta(days=7), window.train_last))
@@ -254,7 +266,10 @@ def train(world: World, day: date = DAY, *, steps: int = 30, seed: int = 0, line
         if step == steps // 3:
             model.build_codebooks(seed)
         index = rng.integers(0, len(requests), 16)
-        batch = collate(requests, index, spec=world.spec, items=world.items, lookup=lookup, keep_rate=1.0, random_negatives=20, rng=rng)
+        batch = collate(
+            requests, index, spec=world.spec, items=world.items, lookup=lookup, keep_rate=1.0, random_negatives=20, rng=rng,
+            affinity=model.affinity,
+        )  # fmt: skip
         optimizer.zero_grad()
         model(batch, "warmup" if step < steps // 3 else "joint", lookup)["total"].backward()
         optimizer.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import torch
 
 from benchmarks import negatives
 from dig_models import u2t
+from dig_models.affinity import Neighbours
 from dig_models.bundle import Bundle, load_bundle
 from dig_models.evaluate import bootstrap, ranking
 from dig_models.evaluate.scoring import Scores, exposed_rows, score_rows
-from dig_models.features import SOURCE_EXPOSED
+from dig_models.features import SECONDS_PER_DAY, SOURCE_EXPOSED, hash_id
 from dig_models.retrieve.rerank import Retriever
-from dig_models.train.data import RequestTable, collate, pair_lookup
+from dig_models.train.data import RequestTable, collate, histories, pair_lookup
 from jobs import registry
 from jobs.dates import days_between
 from jobs.evaluate import evaluate
@@ -168,6 +170,22 @@ def test_labels_shuffled_within_users_leave_nothing_to_know_on_either_path(
             assert low <= 0.0, f"open rows, level {level + 1}: the teacher tells what the exact mean does not, by {low:.3f} at least"
     elif teacher == "batch_mean":
         assert max(low for low, _ in found["open"]["gap"]) > 0.02, f"the leak is not seen: {found['open']}"
+
+
+def test_a_matrix_of_what_went_together_makes_nothing_of_shuffled_labels(nothing_to_know: ew.World) -> None:
+    world = nothing_to_know
+    first = world.config.run_window(ew.DAY).eval_first - timedelta(days=7)
+    before = world.events[world.events[:, 2] < ew.epoch_day(first) * SECONDS_PER_DAY]
+    user_E, item_E = (np.array([hash_id(f"{name}-{i}") for i in before[:, at]]) for at, name in enumerate(("user", "item")))
+    ew.train(world, steps=60, neighbours=Neighbours.fit(world.items.hash_N[1:], user_E, item_E, ridge=5.0, keep=100))
+    bundle, requests = bundle_of(world), judged(world)
+    affinity, some = bundle.model.affinity, np.arange(9)
+    assert affinity is not None
+    assert affinity.catalogue(histories(requests, some, world.spec.history_length)[0]).any()
+    honest = scored(world, bundle, requests)
+    for path in PATHS:
+        auc, (low, high) = within_users(getattr(honest, path), requests)
+        assert low <= 0.5 <= high, f"{path}: {auc:.3f} in [{low:.3f}, {high:.3f}]"
 
 
 def test_a_request_that_sees_its_own_second_is_found_out_on_both_paths(tmp_path: Path) -> None:
