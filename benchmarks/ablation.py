@@ -36,7 +36,17 @@ from benchmarks.ablation_lake import quick_lake
 from benchmarks.ablation_rows import QUICK_ROWS, ROWS, Row, chosen
 from benchmarks.ablation_runs import Place, Run, runs_of
 from benchmarks.ablation_table import plot, summary, text
-from benchmarks.judging import SEEDS, add_options, add_validation, asked, build_features, facts, part_of, result_name
+from benchmarks.judging import (
+    SEEDS,
+    ablation_home,
+    add_options,
+    add_validation,
+    asked,
+    build_features,
+    facts,
+    part_of,
+    result_name,
+)
 from jobs.config import Config, ConfigError, load
 from jobs.entry import JobError
 from jobs.runs import write_json
@@ -180,7 +190,7 @@ def main() -> None:
     except (ConfigError, ValueError) as error:
         parser.error(str(error))
     name = "ablation-quick" if args.quick else "ablation"
-    home = Path(config.paths.home).resolve() / "benchmarks" / name / day.isoformat()
+    home = ablation_home(config, day, quick=args.quick)
     place = Place(config=config, day=day, settings=args.config, sets=sets, home=home, part=part_of(args))
     try:
         if args.features:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.ablation_rows import Row
-from benchmarks.judging import Floats, Ints, Judged, Part, changes_of, judged_days, trained
+from benchmarks.judging import Floats, Ints, Judged, Part, changes_of, judged_days, model_home, trained
 from dig_models.bundle import NEIGHBOURS, Bundle
 from dig_models.config import LAUNCH, Strict
 from dig_models.evaluate import bootstrap, ranking, sid_quality
@@ -100,7 +100,7 @@ class Run:
     @cached_property
     def home(self) -> Path:
         """``paths.home`` of its training; rows that use one model share it."""
-        return self.place.home / "models" / f"{self.row.model}-{self.seed}"
+        return model_home(self.place.home, self.row.model, self.seed)
 
     @cached_property
     def sets(self) -> list[str]:

@@ -124,6 +124,16 @@ def asked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[Co
         parser.error(str(error))
 
 
+def ablation_home(config: Config, day: date, *, quick: bool = False) -> Path:
+    """Folder of what the ablation of a date keeps; other benchmarks take its trainings from there, or leave theirs for it."""
+    return Path(config.paths.home).resolve() / "benchmarks" / ("ablation-quick" if quick else "ablation") / day.isoformat()
+
+
+def model_home(ablation: Path, name: str, seed: int) -> Path:
+    """``paths.home`` of one training in such a folder."""
+    return ablation / "models" / f"{name}-{seed}"
+
+
 def changes_of(config: Config, home: Path, seed: int, changes: Mapping[str, object]) -> list[str]:
     """Settings of a training in a home of its own on the common lake, as ``KEY=VALUE``; none starts from an older model."""
     own = {"paths.home": home, "paths.lake": config.paths.at("lake"), "train.seed": seed, "train.warm_start": "false", **changes}

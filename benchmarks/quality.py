@@ -22,7 +22,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from benchmarks.judging import MAX_AUC_LOSS, Floats, Judge, add_options, asked, changes_of, result_name
+from benchmarks.judging import MAX_AUC_LOSS, Floats, Judge, ablation_home, add_options, asked, changes_of, model_home, result_name
 from benchmarks.judging import trained as train_anew
 from benchmarks.tabular import LEFT_OUT, TreeColumns
 from dig_models.bundle import Bundle
@@ -35,8 +35,8 @@ from jobs.runs import write_json
 
 
 def trained(config: Config, day: date, kind: str, seed: int, settings: Path | None, sets: Sequence[str]) -> Bundle:
-    """Bundle of a ranker, trained in a home of its own."""
-    home = Path(config.paths.home).resolve() / "benchmarks" / "quality" / f"{kind}-{seed}"
+    """Bundle of a ranker, trained in a home of its own, the same as the ablation's row of that name (``kind``) and seed."""
+    home = model_home(ablation_home(config, day), kind, seed)
     changes = changes_of(config, home, seed, {"model.loss.recall": 0} if kind == "base" else {})
     return train_anew(day, home, settings, [*sets, *changes])
 
