@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dig_models.affinity import beside
 from dig_models.evaluate.retrieval import NONE, own_frequency_list, popularity_list
 from dig_models.features import FeatureSpec
-from dig_models.retrieve.beam import Retrieved, top_items
+from dig_models.retrieve.beam import KnownScores, Retrieved, top_items
 from dig_models.retrieve.options import SearchOptions, U2t
 from dig_models.retrieve.rerank import Retriever, crosses_of
 from dig_models.train.data import RequestTable
@@ -129,12 +129,12 @@ def _retrieve(
     side = retriever.users(requests, part)
     affinity_GN = retriever.affinities(requests, part)
     own_GNC = cross_GNC if affinity_GN is None else [beside(*one) for one in zip(cross_GNC, affinity_GN, strict=True)]
-    reranker = _Reranker(retriever, side, own_GNC)
+    reranker, known = _Reranker(retriever, side, own_GNC), KnownScores.none(retriever.trie, len(part))
     everything = SearchOptions(k=k, beam=search.beam, rerank=search.rerank, u2t=search.u2t, path_score=search.path_score)
     out: dict[Variant, tuple[Rows, Rows]] = {}
     for variant in VARIANTS:
         options = replace(everything, exclude=list(bought)) if variant == "new" else everything
-        found = retriever.paths(requests, part, side, options, affinity_GN)
+        found = retriever.paths(requests, part, side, options, affinity_GN, known)
         reranked = reranker.top(found, search.rerank, k) if search.rerank else found
         out[variant] = _padded(reranked, k), _padded(found, k)
     return out

@@ -58,6 +58,32 @@ def node_embeddings(model: Dig, trie: Trie) -> list[Tensor]:
     return [n.contiguous() for n in reversed(nodes)]
 
 
+@dataclass(frozen=True)
+class KnownScores:
+    """Log-odds of prefixes that searches of some requests have scored: another search of them, by another filter, meets most again.
+
+    Attributes:
+        logit_GP: by level float32 ``(G, nodes)``, NaN where nothing was scored.
+    """
+
+    logit_GP: list[Scores]
+
+    @classmethod
+    def none(cls, trie: Trie, requests: int) -> KnownScores:
+        """Before the first search; 4 bytes for each request and node."""
+        return cls([np.full((requests, trie.nodes(level)), np.nan, dtype=np.float32) for level in range(trie.levels)])
+
+    def logits(self, scorer: PrefixScorer, level: int, users: ScoredUsers, rows: Candidates, u2t: PrefixCrosses | None) -> Scores:
+        """``PrefixScorer.logits``, of the rows that are not known."""
+        held_GP, user_R = self.logit_GP[level], rows.users(0, len(rows.node_R))
+        logit_R = held_GP[user_R, rows.node_R]
+        new_K = np.flatnonzero(np.isnan(logit_R))
+        if len(new_K):
+            logit_R[new_K] = scorer.logits(level, users, rows.take(new_K), u2t)
+            held_GP[user_R[new_K], rows.node_R[new_K]] = logit_R[new_K]
+        return logit_R
+
+
 def beam_search(
     scorer: PrefixScorer,
     trie: Trie,
@@ -69,6 +95,7 @@ def beam_search(
     path_score: Literal["last", "sum_log"] = "last",
     filters: Sequence[RequestFilter] | None = None,
     watch: Callable[[int, Candidates, Scores], None] | None = None,
+    known: KnownScores | None = None,
 ) -> Retrieved:
     """Best items of each request by the retrieval path.
 
@@ -85,6 +112,7 @@ def beam_search(
         path_score: ``last`` ranks by the current prefix's probability, ``sum_log`` by the sum of the path's log-probabilities.
         filters: what each request may be answered with; prefixes without such an item are not scored.
         watch: told level, rows and path scores of everything that was scored.
+        known: what an earlier search of the same requests with the same ``u2t`` scored is taken from here; the rest is added.
 
     Raises:
         ValueError: a score that is no number, which a damaged model or cross gives.
@@ -96,7 +124,8 @@ def beam_search(
     for level in range(trie.levels):
         if filters is not None:
             rows, path_R = _filtered(level, rows, path_R, filters)
-        own_R = F.logsigmoid(torch.from_numpy(scorer.logits(level, users, rows, u2t))).numpy()
+        logit_R = scorer.logits(level, users, rows, u2t) if known is None else known.logits(scorer, level, users, rows, u2t)
+        own_R = F.logsigmoid(torch.from_numpy(logit_R)).numpy()
         if not np.isfinite(own_R).all():
             raise ValueError(
                 f"prefix scores of level {level + 1}: a score is not a finite number; the model's weights or the crosses are damaged"
@@ -133,14 +162,7 @@ def _first(trie: Trie, users: ScoredUsers) -> Candidates:
 def _filtered(level: int, rows: Candidates, path_R: Scores, filters: Sequence[RequestFilter]) -> tuple[Candidates, Scores]:
     alive = [f.alive(level, rows.node_R[a:b]) for f, (a, b) in zip(filters, pairwise(rows.bound_G.tolist()), strict=True)]
     keep = np.flatnonzero(np.concatenate(alive)) if alive else np.zeros(0, dtype=np.int64)
-    filtered = Candidates(
-        bound_G=np.searchsorted(keep, rows.bound_G).astype(np.int64),
-        node_R=rows.node_R[keep],
-        token_R=rows.token_R[keep],
-        owner_R=rows.owner_R[keep],
-        feature_QF=rows.feature_QF,
-    )
-    return filtered, path_R[keep]
+    return rows.take(keep), path_R[keep]
 
 
 def _expanded(

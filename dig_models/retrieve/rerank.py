@@ -27,7 +27,7 @@ from dig_models.features import FeatureSpec
 from dig_models.items import ItemTable
 from dig_models.nn.attention import UserSide
 from dig_models.retrieve.allowed import AllowedItems, RequestFilter
-from dig_models.retrieve.beam import OPEN, Retrieved, beam_search, node_embeddings, top_items
+from dig_models.retrieve.beam import OPEN, KnownScores, Retrieved, beam_search, node_embeddings, top_items
 from dig_models.retrieve.options import SearchOptions, U2t
 from dig_models.retrieve.prefix_u2t import ExactU2t, Profiles
 from dig_models.retrieve.scorer import PrefixCrosses, PrefixScorer
@@ -194,7 +194,13 @@ class Retriever:
 
     @torch.no_grad()
     def paths(
-        self, requests: RequestTable, part: Int64, side: UserSide, options: SearchOptions, affinity_GN: Floats | None = None
+        self,
+        requests: RequestTable,
+        part: Int64,
+        side: UserSide,
+        options: SearchOptions,
+        affinity_GN: Floats | None = None,
+        known: KnownScores | None = None,
     ) -> Retrieved:
         """The best ``max(k, rerank)`` items of some requests by their paths, before re-ranking.
 
@@ -204,6 +210,7 @@ class Retriever:
             side: ``users`` of these positions.
             options: lists in it hold one entry for each of ``part``.
             affinity_GN: ``affinities`` of these positions, if they were computed before.
+            known: shared by searches of these positions that differ in their filters or widths.
         """
         return beam_search(
             self.scorer,
@@ -214,6 +221,7 @@ class Retriever:
             u2t=self._prefix_crosses(requests, part, options.u2t, affinity_GN),
             path_score=options.path_score,
             filters=self._filters(requests, part, options),
+            known=known,
         )
 
     @torch.no_grad()

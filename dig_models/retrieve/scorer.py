@@ -71,6 +71,16 @@ class Candidates:
         """User of the rows ``first:last``."""
         return np.searchsorted(self.bound_G, np.arange(first, last), side="right") - 1
 
+    def take(self, keep_K: Int64) -> Candidates:
+        """Some of the rows, by ascending position."""
+        return Candidates(
+            bound_G=np.searchsorted(keep_K, self.bound_G).astype(np.int64),
+            node_R=self.node_R[keep_K],
+            token_R=self.token_R[keep_K],
+            owner_R=self.owner_R[keep_K],
+            feature_QF=self.feature_QF,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredUsers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 
 from dig_models.crosses import CrossStore
 from dig_models.features import FeatureSpec
-from dig_models.retrieve.beam import beam_search
+from dig_models.retrieve.beam import KnownScores, Scores, beam_search
+from dig_models.retrieve.options import SearchOptions, U2t
 from dig_models.retrieve.rerank import Retriever
+from dig_models.retrieve.scorer import Candidates, PrefixCrosses, PrefixScorer, ScoredUsers
 from dig_models.train.data import RequestTable
 
 USERS = [f"u{i}" for i in range(7)]
@@ -212,3 +215,36 @@ def test_rows_of_examples_do_not_reach_the_user_side(world: tuple[Retriever, Req
     )
     plain, rich = (retriever.retrieve(r, np.array([3]), k=10, beam=5, rerank=10) for r in (requests, with_rows))
     assert plain.item_GJ.tolist() == rich.item_GJ.tolist()
+
+
+@pytest.mark.parametrize("u2t", ["exact", "mlp"])
+@pytest.mark.parametrize("path_score", ["last", "sum_log"])
+@torch.no_grad()
+def test_a_second_search_of_the_same_requests_scores_only_what_the_first_did_not(
+    world: tuple[Retriever, RequestTable], monkeypatch: pytest.MonkeyPatch, u2t: U2t, path_score: Literal["last", "sum_log"]
+) -> None:
+    retriever, requests = world
+    part = np.array([3, 0, 5])
+    side, known = retriever.users(requests, part), KnownScores.none(retriever.trie, len(part))
+    scored: list[int] = []
+    whole = PrefixScorer.logits
+
+    def counted(self: PrefixScorer, level: int, users: ScoredUsers, rows: Candidates, crosses: PrefixCrosses | None) -> Scores:
+        scored.append(len(rows.node_R))
+        return whole(self, level, users, rows, crosses)
+
+    monkeypatch.setattr(PrefixScorer, "logits", counted)
+    wide = SearchOptions(k=20, beam=6, rerank=0, u2t=u2t, path_score=path_score)
+    gone = replace(wide, exclude=[np.arange(1, 40), np.arange(0), np.arange(20, 60)])
+    fresh = []
+    for options in (wide, gone, wide):
+        scored.clear()
+        alone = retriever.paths(requests, part, side, options)
+        every = sum(scored)
+        scored.clear()
+        shared = retriever.paths(requests, part, side, options, known=known)
+        np.testing.assert_array_equal(shared.item_GJ, alone.item_GJ)
+        np.testing.assert_allclose(shared.score_GJ, alone.score_GJ, atol=1e-5)
+        fresh.append(sum(scored) / every)
+    first, filtered, third = fresh
+    assert first == 1.0 and 0.0 < filtered < 0.8 and third == 0.0
