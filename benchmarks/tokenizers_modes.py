@@ -23,6 +23,7 @@ NOT_HERE = {
 VARIANTS: dict[str, dict[str, str]] = {
     "rqvae:tiger": {"preset": "tiger"},
     "rqvae:letter": {"preset": "letter"},
+    "diger:joint": {"gradient": "joint"},
     "diger:detached": {"gradient": "detached"},
 }
 """Kinds with settings that have a name of their own, ``KIND:NAME``."""

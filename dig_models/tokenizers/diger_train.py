@@ -3,9 +3,10 @@
 Each step encodes the items that its histories and targets hold, takes their codes with exploration (``quantize/gumbel.py``) and gives
 every item the weights ``w_l`` of the codes of its levels: one-hot forward, the soft assignment backward. ``L = L_gen + L_vq + L_recon``:
 
-- ``L_gen``: cross-entropy of the generator. With ``gradient: joint`` an item's token embedding is ``sum_k w_lk E_lk`` in histories and at
-  the decoder's input, and a target's loss is ``-sum_k w_lk log p_lk``, so the loss reaches encoder and codes by all three ways. With
-  ``detached`` the generator reads the SIDs of the last refresh, as the first release of the method's code did.
+- ``L_gen``: cross-entropy of the generator. An item's token embedding is ``sum_k w_lk E_lk`` in histories and at the decoder's input, so
+  the loss reaches encoder and codes by what is read (``gradient: inputs``). With ``joint`` a target's loss is ``-sum_k w_lk log p_lk``, so
+  that it reaches them by a third way, as published: there the target may move to what is predicted, and codes collapse. With ``detached``
+  the generator reads the SIDs of the last refresh, as the first release of the method's code did.
 - ``L_vq``: ``|sg[r_{l-1}] - c|^2 + beta |r_{l-1} - sg[c]|^2`` over levels; ``L_recon``: ``|x - Dec(sum_l w_l C_l)|^2``.
 
 The scale of SDUD's noise follows ``L_gen`` by its own loss. SIDs without noise are taken anew after each epoch (the refresh).
@@ -171,7 +172,8 @@ class JointTraining:
             use_cache=False,
         )
         log_BLK = torch.stack([out.logits[:, level, block].log_softmax(1) for level, block in enumerate(blocks)], dim=1)
-        return -(weight_NLK[at_B] * log_BLK).sum(2).mean()
+        target_BLK = weight_NLK[at_B]
+        return -((target_BLK if self.settings.gradient == "joint" else target_BLK.detach()) * log_BLK).sum(2).mean()
 
     @torch.no_grad()
     def refresh(self) -> float:

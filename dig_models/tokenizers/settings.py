@@ -149,8 +149,10 @@ class DigerSettings(Strict):
         description="Gumbel noise whose scale follows the loss, that crowded codes alone have, both, or that stays; no noise; or SDUD with "
         "normal noise (the last three are ablations)",
     )
-    gradient: Literal["joint", "detached"] = Field(
-        "joint", description="whether the generator's loss reaches the tokenizer; detached: it reads SIDs of the last refresh (ablation)"
+    gradient: Literal["inputs", "joint", "detached"] = Field(
+        "inputs",
+        description="where the generator's loss reaches the tokenizer: by what is read; joint: by the targets too, as published; "
+        "detached: nowhere, it reads SIDs of the last refresh (both ablations: with the first, codes collapse)",
     )
     tau: float = Field(2.0, gt=0, description="temperature of the soft assignment; the paper has 1.5 for Yelp")
     sdud_sigma: float = Field(2.0, ge=0, description="scale of the noise at the start; 1 for Instruments")
