@@ -134,7 +134,7 @@ def test_rows_of_the_ablation_that_need_the_same_matrix_have_it_fitted_once(
     fits: list[float] = []
     fit = Neighbours.fit
     monkeypatch.setattr(Neighbours, "fit", lambda *a, ridge, keep: fits.append(ridge) or fit(*a, ridge=ridge, keep=keep))
-    sets = (f"paths.home={config.paths.home}", *tw.SETS, "model.affinity.ridge=5")
+    sets = (f"paths.home={config.paths.home}", *tw.SETS, "model.affinity.enabled=false", "model.affinity.ridge=5")
     place = Place(config=tw.settings(Path(config.paths.home)), day=aw.DAY, settings=None, sets=sets, home=tmp_path / "ablation")
     want = neighbours(train_inputs(config, aw.DAY), tmp_path / NEIGHBOURS)
     for name, seed in (("affinity", 1), ("affinity", 2), ("affinity_popular", 1), ("dig", 1)):
@@ -155,7 +155,7 @@ def test_a_run_of_the_ablation_that_reads_the_affinity_is_done_again_when_its_ev
 
     def keys() -> dict[str, str]:
         """With the affinity off in the settings that all rows share."""
-        sets = (f"paths.home={tmp_path}", *tw.SETS)
+        sets = (f"paths.home={tmp_path}", *tw.SETS, "model.affinity.enabled=false")
         place = Place(config=tw.settings(tmp_path), day=aw.DAY, settings=None, sets=sets, home=tmp_path / "ablation")
         return {name: Run(place=place, row=ROWS[name], seed=1).key for name in ("dig", "affinity")}
 
