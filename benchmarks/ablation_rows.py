@@ -128,6 +128,7 @@ FURTHER = (
         for levels, codes in ((2, 256), (4, 32))
     ),
     *(Row(name=f"no_{loss}", label=f"without L_{loss}", sets={f"model.loss.{loss}": "0"}) for loss in ("commit", "recon", "u2t")),
+    *(Row(name=f"recall_{w}", label=f"L_recall weighs {w}", sets={"model.loss.recall": w}) for w in ("0.03", "0.25", "0.5")),
     Row(name="organic_positives", label="open positives: organic alone", sets={"model.open_positives": "organic"}),
     Row(name="item_popularity", label="popularity as a static item field", sets={"dataset.item_popularity": "[30]"}),
     Row(name="hard_negatives", label="10 hard negatives a request", sets={"train.hard_negatives": "10"}),

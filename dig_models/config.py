@@ -22,7 +22,11 @@ class Strict(BaseModel):
 class LossWeights(Strict):
     """Weights of the five losses; ``rank`` is 1 by definition. ``recall: 0`` gives the Base ranker."""
 
-    recall: float = Field(0.5, ge=0)
+    recall: float = Field(
+        0.1,
+        ge=0,
+        description="Adam steps the SID side alike at any weight, while user tower and Mixer are shared: at 0.5 both paths judge worse",
+    )
     commit: float = Field(
         0.001,
         ge=0,

@@ -46,7 +46,7 @@ def test_a_daily_run_whose_ranker_makes_its_sids_has_the_lineage_it_had(home: Pa
 
 def test_the_assignment_follows_from_the_tokenizer(home: Path) -> None:
     model = tw.settings(home, *RQVAE).model
-    assert (model.assignment, model.loss.commit, model.loss.recall) == ("given", 0.0, 0.5)
+    assert (model.assignment, model.loss.commit, model.loss.recall) == ("given", 0.0, 0.1)
     assert tw.settings(home, *RQVAE, "model.assignment=given", "model.loss.commit=0.1").model.loss.commit == 0.1
 
 
