@@ -65,10 +65,10 @@ benchmarks: setup  ## the scripts of benchmarks/ that need no server, after `mak
 	@$(WITH_JAVA) $(BIN)/python -m benchmarks.backfill
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.crosses
 	@$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 -m benchmarks.training
-	@$(BIN)/python -m benchmarks.quality
 	@$(BIN)/python -m benchmarks.baselines
 	@$(BIN)/python -m benchmarks.beam
 	@$(BIN)/python -m benchmarks.negatives
+	@$(BIN)/python -m benchmarks.quality
 
 ablation: setup  ## what each part of the method is worth, and the baselines, three seeds, from the raw tables on; hours, goes on where it was stopped; ARGS=--all: every switch
 	@$(WITH_JAVA) $(BIN)/python -m benchmarks.ablation --features --baselines $(ARGS)
