@@ -1,4 +1,4 @@
-"""Whether random negatives are told apart by zero crosses alone, and what each u2t teacher makes of that.
+"""Whether negatives are told apart by zero crosses alone, and what each u2t teacher makes of that.
 
     python -m benchmarks.negatives [--date 2017-11-08] [--requests 400]
 
@@ -6,9 +6,12 @@ A random negative is an item that the user mostly never met: its crosses are zer
 "all user-to-item crosses are zero", then tells them apart; its AUC is that of the feature. That is honest where the model sees ``c_uv``
 itself, because serving knows it too. On the retrieval path it is honest as far as the exact mean of the prefix says it, which is what
 serving knows; a teacher by which the same feature does better gives the label away in training (``docs/reference/model.md``). Of a model
-that reads the affinity, "affinity is not 0" is one more such feature. Rows are
-batches as training draws them, of the validation days; nothing is trained. Writes ``benchmarks/results/negatives.json`` and
-``negatives.png``.
+that reads the affinity, "affinity is not 0" is one more such feature.
+
+Measured twice on the same requests of the validation days, with the same uniform draws: ``uniform``, these alone, and ``as_trained``,
+beside them the history and popular negatives of the settings in force. An item of the history was met by construction, so the second
+figure is the lower one and says nothing of random draws; it says what training sees. Hard negatives are in neither. Nothing is trained.
+Writes ``benchmarks/results/negatives.json`` and ``negatives.png``.
 
 Shape suffixes: ``R`` rows, ``L`` levels, ``C`` model crosses, ``N`` catalogue rows, ``P`` prefixes of a level.
 """
@@ -16,6 +19,7 @@ Shape suffixes: ``R`` rows, ``L`` levels, ``C`` model crosses, ``N`` catalogue r
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +50,8 @@ ANY = "any"
 """Stands for all u2i keys together."""
 AFFINITY = "affinity"
 """Stands for the affinity, the last cross of a model that reads it."""
+UNIFORM, AS_TRAINED = "uniform", "as_trained"
+"""Draws of negatives: from the catalogue alone; and with those of histories and of popular items that the settings ask for."""
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
@@ -107,8 +113,15 @@ def taught(batch: Batch, key_NL: Tensor, buckets: u2t.CatalogueBuckets, bundle: 
     return {name: mean.numpy() for name, mean in means.items()}
 
 
+def drawn_by(config: Config, draws: str) -> dict[str, int]:
+    """Negatives a request of ``UNIFORM`` or ``AS_TRAINED`` draws, as arguments of ``collate``."""
+    train = config.train
+    further = {"history_negatives": train.history_negatives, "popular_negatives": train.popular_negatives}
+    return {"random_negatives": train.random_negatives, **(further if draws == AS_TRAINED else dict.fromkeys(further, 0))}
+
+
 def measure(config: Config, bundle: Bundle, requests: RequestTable, store: CrossStore, *, most: int) -> dict[str, Any]:
-    """AUC of the one feature, by what the model sees in its place.
+    """AUC of the one feature, by what the model sees in its place, for either draw of negatives.
 
     Args:
         config: batch size and negatives of training.
@@ -116,13 +129,54 @@ def measure(config: Config, bundle: Bundle, requests: RequestTable, store: Cross
         requests: examples to draw batches from.
         store: crosses of any pair.
         most: requests at most.
+
+    Returns:
+        The bundle's lineage, and under ``UNIFORM`` and ``AS_TRAINED`` what ``measure_draws`` finds.
     """
-    spec, items, shape, seed = bundle.spec, bundle.items, bundle.model.config, config.train.seed
+    found = {name: measure_draws(config, bundle, requests, store, drawn_by(config, name), most=most) for name in (UNIFORM, AS_TRAINED)}
+    return {"lineage": bundle.info["lineage"], "requests": min(most, len(requests)), **found}
+
+
+def measure_draws(
+    config: Config, bundle: Bundle, requests: RequestTable, store: CrossStore, drawn: dict[str, int], *, most: int
+) -> dict[str, Any]:
+    """The figures of one draw; ``negatives`` are all that were drawn, ``drawn`` (arguments of ``collate``) a request at most."""
+    label_R, source_R, whole = _rows(config, bundle, requests, store, drawn, most)
+    own_RC, open_R, negative_R = whole.pop("own"), source_R != SOURCE_EXPOSED, source_R == SOURCE_RANDOM
+    own_crosses = {
+        name: [_own(of_RLC[open_R, level], own_RC[open_R]) for level in range(of_RLC.shape[1])] for name, of_RLC in whole.items()
+    }
+    keys: dict[str, Any] = {}
+    for key in (*bundle.spec.u2i_keys, ANY, *((AFFINITY,) if bundle.model.affinity is not None else ())):
+        never_R = ~met(own_RC, bundle.spec, key)
+        keys[key] = {
+            "never_met": {
+                "open_positives": float(never_R[open_R & (label_R > 0)].mean()),
+                "negatives": float(never_R[negative_R].mean()),
+            },
+            "ranking_path": {
+                "open": told_apart(own_RC[open_R], label_R[open_R], bundle.spec, key),
+                "exposed": told_apart(own_RC[~open_R], label_R[~open_R], bundle.spec, key),
+            },
+            "retrieval_path": {
+                name: [told_apart(of_RLC[open_R, level], label_R[open_R], bundle.spec, key) for level in range(of_RLC.shape[1])]
+                for name, of_RLC in whole.items()
+            },
+        }
+    rows = {"open_positives": int(label_R[open_R].sum()), "negatives": int(negative_R.sum())}
+    return {"drawn": drawn, "own_crosses": own_crosses, "rows": rows, "keys": keys}
+
+
+def _rows(
+    config: Config, bundle: Bundle, requests: RequestTable, store: CrossStore, drawn: dict[str, int], most: int
+) -> tuple[Floats, Ints, dict[str, Floats]]:
+    """Label and source of each row, ``(R,)``, and what is seen of it: its ``own`` crosses ``(R, C)``, else ``(R, L, C)``."""
+    spec, shape, seed = bundle.spec, bundle.model.config, config.train.seed
     code_NL, affinity = torch.from_numpy(np.asarray(bundle.codes_NL, dtype=np.int64)), bundle.model.affinity
     key_NL = u2t.bucket_keys(code_NL, shape.codes, shape.bucket_key)
     buckets = u2t.CatalogueBuckets.of(code_NL, shape.codes, shape.bucket_key)
     order = np.random.default_rng(seed).permutation(len(requests))[:most]
-    chance_N = popular_chances(store, spec, int(requests.ts_B.min()))
+    chance_N = popular_chances(store, spec, int(requests.ts_B.min())) if drawn["popular_negatives"] else None
     seen: dict[str, list[Floats]] = {name: [] for name in ("own", "exact", *TEACHERS)}
     label: list[Floats] = []
     source: list[Ints] = []
@@ -131,12 +185,10 @@ def measure(config: Config, bundle: Bundle, requests: RequestTable, store: Cross
             requests,
             order[at : at + config.train.requests_per_batch],
             spec=spec,
-            items=items,
+            items=bundle.items,
             lookup=pair_lookup(store, spec),
             keep_rate=float(bundle.info["keep_rate"]),
-            random_negatives=config.train.random_negatives,
-            history_negatives=config.train.history_negatives,
-            popular_negatives=config.train.popular_negatives,
+            **drawn,
             chance_N=chance_N,
             rng=np.random.default_rng([seed, step]),
             open_positives=shape.open_positives,
@@ -148,34 +200,7 @@ def measure(config: Config, bundle: Bundle, requests: RequestTable, store: Cross
             seen[name].append(mean_RLC)
         label.append(batch.label_R.numpy())
         source.append(batch.source_R.numpy())
-    label_R, source_R = np.concatenate(label), np.concatenate(source)
-    whole = {name: np.concatenate(parts) for name, parts in seen.items()}
-    own_RC, open_R, random_R = whole.pop("own"), source_R != SOURCE_EXPOSED, source_R == SOURCE_RANDOM
-    found: dict[str, Any] = {
-        "requests": len(order),
-        "own_crosses": {
-            name: [_own(of_RLC[open_R, level], own_RC[open_R]) for level in range(of_RLC.shape[1])] for name, of_RLC in whole.items()
-        },
-        "rows": {"open_positives": int(label_R[open_R].sum()), "random_negatives": int(random_R.sum())},
-        "keys": {},
-    }
-    for key in (*spec.u2i_keys, ANY, *((AFFINITY,) if affinity is not None else ())):
-        never_R = ~met(own_RC, spec, key)
-        found["keys"][key] = {
-            "never_met": {
-                "open_positives": float(never_R[open_R & (label_R > 0)].mean()),
-                "random_negatives": float(never_R[random_R].mean()),
-            },
-            "ranking_path": {
-                "open": told_apart(own_RC[open_R], label_R[open_R], spec, key),
-                "exposed": told_apart(own_RC[~open_R], label_R[~open_R], spec, key),
-            },
-            "retrieval_path": {
-                name: [told_apart(of_RLC[open_R, level], label_R[open_R], spec, key) for level in range(of_RLC.shape[1])]
-                for name, of_RLC in whole.items()
-            },
-        }
-    return found
+    return np.concatenate(label), np.concatenate(source), {name: np.concatenate(parts) for name, parts in seen.items()}
 
 
 def _own(u2t_RC: Floats, own_RC: Floats) -> float:
@@ -184,22 +209,52 @@ def _own(u2t_RC: Floats, own_RC: Floats) -> float:
 
 
 def plot(found: dict[str, Any]) -> Figure:
-    """AUC of the one feature by level and teacher, for the item itself and for any key; the dashed line is what serving knows."""
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    """AUC of the one feature by level and teacher, for the item itself and for any key; the dashed line is what serving knows.
+
+    A row of panels for each draw of negatives.
+    """
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
     colors = {"batch_mean": "#c2571a", "leave_one_out": "#b08900", "catalogue_sample": "#0b6e99"}
-    for axes, key in zip(figure.subplots(1, 2, sharey=True), ("item", ANY), strict=True):
-        paths, own = found["keys"][key]["retrieval_path"], found["keys"][key]["ranking_path"]["open"]
-        level = np.arange(1, len(paths["exact"]) + 1)
-        for name, color in colors.items():
-            axes.plot(level, paths[name], "o-", color=color, label=f"teacher {name}")
-        axes.plot(level, paths["exact"], "s--", color="#24292f", label="exact mean, known at serving")
-        axes.axhline(own, color="#6a737d", linewidth=1, linestyle=":", label="own crosses (ranking path)")
-        axes.set(xlabel="level", xticks=level, title=f"Random negatives told apart by zeros: {key} key")
-        axes.grid(axis="y", color="#d9dee3")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set(ylabel='AUC of "crosses are not all zero"')
+    panels = figure.subplots(2, 2, sharey=True)
+    for draws, side_by_side in zip((UNIFORM, AS_TRAINED), panels, strict=True):
+        for axes, key in zip(side_by_side, ("item", ANY), strict=True):
+            of = found[draws]["keys"][key]
+            paths, own = of["retrieval_path"], of["ranking_path"]["open"]
+            level = np.arange(1, len(paths["exact"]) + 1)
+            for name, color in colors.items():
+                axes.plot(level, paths[name], "o-", color=color, label=f"teacher {name}")
+            axes.plot(level, paths["exact"], "s--", color="#24292f", label="exact mean, known at serving")
+            axes.axhline(own, color="#6a737d", linewidth=1, linestyle=":", label="own crosses (ranking path)")
+            axes.set(xlabel="level", xticks=level, title=f"{draws} ({drawn_line(found[draws]['drawn'])}), {key} key")
+            axes.title.set_size(10)
+            axes.grid(axis="y", color="#d9dee3")
+            axes.spines[["top", "right"]].set_visible(False)
+        side_by_side[0].set(ylabel='AUC of "crosses are not all zero"')
+    figure.suptitle("Negatives told apart by zeros, by what is drawn a request")
     figure.axes[0].legend(frameon=False, fontsize=8)
     return figure
+
+
+def drawn_line(drawn: dict[str, int]) -> str:
+    """Negatives a request in words: ``30 random, 10 history``."""
+    return ", ".join(f"{count} {name.removesuffix('_negatives')}" for name, count in drawn.items() if count)
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """What is printed: for each draw the shares of rows shown their own crosses, then the AUCs of each key by level."""
+    for draws in (UNIFORM, AS_TRAINED):
+        of = found[draws]
+        yield f"{draws}: negatives a request {drawn_line(of['drawn'])}"
+        for name, shares in of["own_crosses"].items():
+            yield f"  {name:18} is the row's own crosses in " + " ".join(f"{share:.3f}" for share in shares)
+        for key, by in of["keys"].items():
+            never = by["never_met"]
+            yield (
+                f"  {key}: own crosses {by['ranking_path']['open']:.3f}, exposed rows {by['ranking_path']['exposed']:.3f}, "
+                f"never met {never['negatives']:.3f} of negatives, {never['open_positives']:.3f} of positives"
+            )
+            for name, values in by["retrieval_path"].items():
+                yield f"    {name:18}" + " ".join(f"{value:.3f}" for value in values)
 
 
 def main() -> None:
@@ -221,12 +276,7 @@ def main() -> None:
     kept = result_name(config, "negatives")
     write_json(args.results / f"{kept}.json", finite(found))
     plot(found).savefig(args.results / f"{kept}.png", dpi=150)
-    for name, shares in found["own_crosses"].items():
-        print(f"{name:18} is the row's own crosses in " + " ".join(f"{share:.3f}" for share in shares))
-    for key, of in found["keys"].items():
-        print(f"{key}: own crosses {of['ranking_path']['open']:.3f}, exposed rows {of['ranking_path']['exposed']:.3f}")
-        for name, values in of["retrieval_path"].items():
-            print(f"  {name:18}" + " ".join(f"{value:.3f}" for value in values))
+    print("\n".join(lines(found)))
 
 
 if __name__ == "__main__":

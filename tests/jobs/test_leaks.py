@@ -29,6 +29,7 @@ from jobs.evaluate import evaluate
 pytestmark = pytest.mark.slow
 PATHS = ("rank_R", "exact_R", "mlp_R")
 CONFIDENCE = 0.99
+DRAWS = (negatives.UNIFORM, negatives.AS_TRAINED)
 
 
 def bundle_of(world: ew.World) -> Bundle:
@@ -207,21 +208,43 @@ def test_a_request_that_sees_its_own_second_is_found_out_on_both_paths(tmp_path:
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the item's own zeros say, in batches so small that most buckets hold one row, as they do in a real catalogue."""
-    uniform = ("train.random_negatives=10", "train.history_negatives=0", "train.popular_negatives=0")
-    world = ew.build(tmp_path_factory.mktemp("negatives"), "train.requests_per_batch=1", *uniform)
-    ew.train(world)
+    world = ew.build(tmp_path_factory.mktemp("negatives"), "train.requests_per_batch=1", "train.random_negatives=10")
+    ew.train(world, lineage="ab" * 32)
+    assert world.config.train.history_negatives == 10, "what training draws by default is to be measured"
     return negatives.measure(world.config, bundle_of(world), judged(world), world.store, most=60)
 
 
-def test_the_default_teacher_tells_random_negatives_apart_as_well_as_serving_will_and_no_better(told: dict[str, Any]) -> None:
-    item = told["keys"]["item"]
-    assert item["never_met"]["random_negatives"] > 0.5 > item["never_met"]["open_positives"]
-    assert item["ranking_path"]["open"] > 0.75  # serving knows these zeros too
+@pytest.mark.parametrize("draws", DRAWS)
+def test_the_default_teacher_tells_negatives_apart_as_well_as_serving_will_and_no_better(told: dict[str, Any], draws: str) -> None:
+    found = told[draws]
+    item = found["keys"]["item"]
+    assert item["never_met"]["negatives"] > item["never_met"]["open_positives"]
     for level, exact in enumerate(item["retrieval_path"]["exact"]):
         assert item["retrieval_path"]["catalogue_sample"][level] == pytest.approx(exact, abs=0.05)
-        assert told["own_crosses"]["catalogue_sample"][level] == pytest.approx(told["own_crosses"]["exact"][level], abs=0.05)
-    assert told["rows"]["random_negatives"] >= 600
+        assert found["own_crosses"]["catalogue_sample"][level] == pytest.approx(found["own_crosses"]["exact"][level], abs=0.05)
+
+
+def test_uniform_draws_are_mostly_never_met_and_told_apart_by_that(told: dict[str, Any]) -> None:
+    item = told["uniform"]["keys"]["item"]
+    assert item["never_met"]["negatives"] > 0.5 > item["never_met"]["open_positives"]
+    assert item["ranking_path"]["open"] > 0.75  # serving knows these zeros too
+    assert told["uniform"]["rows"]["negatives"] >= 600
+    assert told["lineage"] == "ab" * 32 and told["requests"] == 60
+
+
+def test_history_negatives_have_crosses_that_are_not_zero_so_zeros_tell_less_apart(told: dict[str, Any]) -> None:
+    uniform, trained = told["uniform"], told["as_trained"]
+    assert (uniform["drawn"]["history_negatives"], trained["drawn"]["history_negatives"]) == (0, 10)
+    assert trained["rows"]["open_positives"] == uniform["rows"]["open_positives"]
+    # The uniform draws are the same in both; of the further ones only what was bought before the longest window counts as never met.
+    further = trained["rows"]["negatives"] - uniform["rows"]["negatives"]
+    never = [of["keys"]["item"]["never_met"]["negatives"] * of["rows"]["negatives"] for of in (uniform, trained)]
+    assert further > 300 and never[0] <= never[1] < never[0] + 0.02 * further
+    was, now = (of["keys"]["item"] for of in (uniform, trained))
+    assert now["ranking_path"]["open"] < was["ranking_path"]["open"] - 0.1
+    assert now["retrieval_path"]["exact"][-1] < was["retrieval_path"]["exact"][-1] - 0.1
 
 
 def test_a_teacher_that_averages_the_batch_shows_rows_their_own_crosses_more_often_than_serving_will(told: dict[str, Any]) -> None:
-    assert told["own_crosses"]["batch_mean"][-1] > told["own_crosses"]["exact"][-1] + 0.1
+    for draws in DRAWS:
+        assert told[draws]["own_crosses"]["batch_mean"][-1] > told[draws]["own_crosses"]["exact"][-1] + 0.1

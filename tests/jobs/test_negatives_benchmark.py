@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks import negatives
 from dig_models.features import FeatureSpec, FieldSpec
+from jobs.config import load
 from jobs.evaluate import finite
 
 SPEC = FeatureSpec(
@@ -39,11 +41,44 @@ def test_the_one_feature_looks_at_what_the_user_did_and_not_at_popularity() -> N
     assert math.isnan(negatives.told_apart(popular_RC, np.ones(4), SPEC))
 
 
-def test_the_plot_shows_every_teacher() -> None:
+def measured(open_auc: float, **drawn: int) -> dict[str, Any]:
     levels = {"exact": [0.5, 0.6], **{name: [0.6, 0.7] for name in negatives.TEACHERS}}
-    of = {"retrieval_path": levels, "ranking_path": {"open": 0.8}}
-    figure = negatives.plot({"keys": {"item": of, negatives.ANY: of}})
-    assert [len(axes.lines) for axes in figure.axes] == [len(levels) + 1] * 2
+    of = {
+        "never_met": {"open_positives": 0.25, "negatives": 0.75},
+        "ranking_path": {"open": open_auc, "exposed": 0.55},
+        "retrieval_path": levels,
+    }
+    return {"drawn": drawn, "own_crosses": {"exact": [0.125, 1.0]}, "keys": {"item": of, negatives.ANY: of}}
+
+
+FOUND = {
+    negatives.UNIFORM: measured(0.8, random_negatives=30, history_negatives=0, popular_negatives=0),
+    negatives.AS_TRAINED: measured(0.65, random_negatives=30, history_negatives=10, popular_negatives=0),
+}
+
+
+def test_the_plot_shows_every_teacher_by_either_draw_and_says_what_was_drawn() -> None:
+    figure = negatives.plot(FOUND)
+    assert [len(axes.lines) for axes in figure.axes] == [len(negatives.TEACHERS) + 2] * 4
+    drawn = ("uniform (30 random)", "as_trained (30 random, 10 history)")
+    titles = [f"{which}, {key} key" for which in drawn for key in ("item", "any")]
+    assert [axes.get_title() for axes in figure.axes] == titles
+    own = [next(line for line in axes.lines if "own crosses" in str(line.get_label())) for axes in figure.axes]
+    assert [line.get_ydata()[0] for line in own] == [0.8, 0.8, 0.65, 0.65]  # type: ignore[index]
+
+
+def test_what_is_printed_tells_the_draws_apart() -> None:
+    told = "\n".join(negatives.lines(FOUND))
+    uniform, as_trained = told.split("as_trained: negatives a request 30 random, 10 history\n")
+    assert uniform.startswith("uniform: negatives a request 30 random\n")
+    assert "item: own crosses 0.800, exposed rows 0.550, never met 0.750 of negatives, 0.250 of positives" in uniform
+    assert "item: own crosses 0.650" in as_trained and "is the row's own crosses in 0.125 1.000" in as_trained
+
+
+def test_uniform_draws_are_alone_whatever_training_draws_beside_them() -> None:
+    config = load(sets=["train.random_negatives=7", "train.history_negatives=4", "train.popular_negatives=2"], environ={})
+    assert negatives.drawn_by(config, negatives.UNIFORM) == {"random_negatives": 7, "history_negatives": 0, "popular_negatives": 0}
+    assert negatives.drawn_by(config, negatives.AS_TRAINED) == {"random_negatives": 7, "history_negatives": 4, "popular_negatives": 2}
 
 
 def test_what_could_not_be_measured_is_null() -> None:

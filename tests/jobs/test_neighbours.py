@@ -248,10 +248,12 @@ def test_zeros_of_the_affinity_are_one_more_feature_that_may_tell_negatives_apar
     few = aw.settings(Path(config.paths.home), "train.requests_per_batch=8", "train.random_negatives=8")
     store = CrossStore.open(Lake(config.paths.at("lake")).folder("cross_arrays", aw.DAY), bundle.spec, bundle.items)
     found = negatives.measure(few, bundle, requests, store, most=16)
-    key = found["keys"]["affinity"]
-    assert 0 < key["never_met"]["random_negatives"] < 1 and key["ranking_path"]["open"] > 0.5
+    uniform, trained = found[negatives.UNIFORM], found[negatives.AS_TRAINED]
+    key = uniform["keys"]["affinity"]
+    assert 0 < key["never_met"]["negatives"] < 1 and key["ranking_path"]["open"] > 0.5
+    assert trained["keys"]["affinity"]["never_met"]["negatives"] < key["never_met"]["negatives"]
     assert [len(of) for of in key["retrieval_path"].values()] == [bundle.model.config.levels] * 4
-    assert found["own_crosses"]["exact"][-1] < 1
+    assert uniform["own_crosses"]["exact"][-1] < 1
 
 
 @pytest.mark.slow
