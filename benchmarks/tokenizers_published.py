@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from benchmarks.tokenizers_modes import SASREC
+from dig_models.tokenizers.diger_settings import DigerSettings
 
 
 class Published(NamedTuple):
@@ -16,6 +17,8 @@ class Published(NamedTuple):
     recall: float
     ndcg: float
     source: str
+    note: str = ""
+    """In what the row beside it is not as published; empty where it is."""
 
 
 _DIGER = "arXiv 2601.19711"
@@ -32,15 +35,23 @@ PUBLISHED: dict[tuple[str, str], Published] = {
     ("yelp", "diger:both"): Published(0.0437, 0.0227, f"both decays, {_DIGER}, with the generator that was trained along"),
     ("yelp", "diger:frqud"): Published(0.0432, 0.0227, f"FrqUD, {_DIGER}, with the generator that was trained along"),
 }
-"""By data set and method. ReSID's table (arXiv 2602.02338) is of other data sets; of DIGER whose generator moves no code none is known; the
-published one moves its targets too, ours with ``gradient: joint`` alone."""
+"""By data set and method. ReSID's table (arXiv 2602.02338) is of other data sets; of DIGER whose generator moves no code none is known."""
+OUR_GRADIENT = "its targets moved too, the gradient of this row (`inputs`) is ours"
+"""Said beside the published figures of DIGER where its targets do not move (``gradient: inputs``)."""
 
 
 def published(dataset: str, kind: str, changes: dict[str, str]) -> Published | None:
-    """The figures of a kind with these settings; None where there are none."""
-    name = kind
-    if kind == "rqvae":
-        name = f"rqvae:{changes.get('preset', 'small')}"
+    """The figures of a kind with these settings, with a note where the settings are not the published ones; None where there are none."""
     if kind == "diger":
-        name = f"diger:{changes.get('exploration', 'both') if changes.get('gradient') != 'detached' else 'detached'}"
-    return PUBLISHED.get((dataset, name))
+        return _diger(dataset, changes)
+    return PUBLISHED.get((dataset, f"rqvae:{changes.get('preset', 'small')}" if kind == "rqvae" else kind))
+
+
+def _diger(dataset: str, changes: dict[str, str]) -> Published | None:
+    """By kind of exploration; of ``gradient: inputs``, the default, with the note ``OUR_GRADIENT``."""
+    default = DigerSettings()
+    gradient = changes.get("gradient", default.gradient)
+    found = PUBLISHED.get((dataset, f"diger:{changes.get('exploration', default.exploration)}"))
+    if found is None or gradient == "detached":
+        return None
+    return found if gradient == "joint" else found._replace(note=OUR_GRADIENT)

@@ -28,6 +28,7 @@ LABELS = {
     "resid": "ReSID",
     "unisid": "UniSID",
     "diger": "DIGER",
+    "diger:joint": "DIGER, joint",
     "diger:detached": "DIGER, detached",
 }
 COLUMNS = (
@@ -106,7 +107,7 @@ def markdown(rows: Sequence[Record]) -> str:
         own = [row for row in rows if row["dataset"] == name]
         out += [f"## {name}", "", _facts(own[0]), "", _line(COLUMNS), _line("---" for _ in COLUMNS)]
         out += [_line(_cells(row)) for row in own]
-        sources = {label(row): known.source for row in own if (known := known_of(row))}
+        sources = {label(row): ", ".join(filter(None, (known.source, known.note))) for row in own if (known := known_of(row))}
         out += [
             "",
             "Published: " + ("; ".join(f"{row}: {source}" for row, source in sources.items()) or "none for these rows") + ".",
@@ -143,7 +144,7 @@ def _facts(record: Record) -> str:
 
 def _cells(record: Record) -> list[str]:
     figure, sid, known, mode, shape = record["figures"], record["sids"], known_of(record), record["mode"]["name"], record["sid"]
-    beside = f"{known.recall:.4f} / {known.ndcg:.4f}" if known else "–"
+    beside = _beside(known, mode) if known else "–"
     difference = record["difference"]
     return [
         label(record),
@@ -156,7 +157,7 @@ def _cells(record: Record) -> list[str]:
             for n in ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
         ),
         f"{difference['mean']:+.4f} [{difference['low']:+.4f}, {difference['high']:+.4f}]" if difference else "–",
-        beside if not known or MODES[mode].comparable else f"{beside}, not comparable",
+        beside,
         f"{sid['collision_rate']:.2%}" if sid else "–",
         ", ".join(map(str, sid["used"])) if sid else "–",
         ", ".join(f"{value:.0f}" for value in sid["perplexity"]) if sid else "–",
@@ -165,6 +166,12 @@ def _cells(record: Record) -> list[str]:
         str(record["epochs"] or "–"),
         f"{record['judged']:,}",
     ]
+
+
+def _beside(known: Published, mode: str) -> str:
+    """The published figures, and in what they are not of this row."""
+    said = ["not comparable"] * (not MODES[mode].comparable) + ["gradient ours"] * bool(known.note)
+    return ", ".join([f"{known.recall:.4f} / {known.ndcg:.4f}", *said])
 
 
 def _line(cells: Any) -> str:

@@ -440,4 +440,10 @@ def test_settings_are_those_of_mode_data_set_and_variant_and_then_what_is_asked_
     assert (diger.layers, diger.dim, diger.feed_forward, diger.head_dim, diger.history) == (6, 128, 512, 64, 50)
     assert (diger.warmup_steps, diger.tokenizer_lr) == (500, 1e-5)
     assert "lr" not in tokenizers.changes_of(full, ["diger:detached.lr=0.1"], "diger", "yelp")
+    (published,) = (name for name in full.compared if kind_of(name) == "diger")
+    joint: Any = kind_settings(tokenizer_class("diger"), tokenizers.changes_of(full, [], published))
+    assert (joint.gradient, joint.dim, joint.tokenizer_lr) == ("joint", 128, 1e-5), "what full compares is as published"
+    assert tokenizers.changes_of(MODES["quick"], [], "diger") == {"epochs": "1", "history": "6", "layers": "1"}, (
+        "its records keep their names"
+    )
     assert variant_of("rqvae", {"preset": "letter", "epochs": "3"}) == "rqvae:letter" and variant_of("rqvae", {}) == "rqvae"

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import tokenizers_references, tokenizers_sasrec
 from benchmarks.tokenizers_modes import MODES, settings_of
-from benchmarks.tokenizers_published import published
+from benchmarks.tokenizers_published import OUR_GRADIENT, published
 from benchmarks.tokenizers_table import key, label, markdown, rows_of
 from dig_models.generator.examples import Examples
 from dig_models.tokenizers.sequences import Sequences
@@ -51,8 +51,27 @@ def test_published_figures_are_those_of_the_settings_in_force() -> None:
     assert beside("rqvae", preset="letter") == (0.0672, 0.0364) and beside("rqvae", "yelp", preset="letter") == (0.0426, 0.0231)
     assert beside("diger") == (0.0696, 0.0376) and beside("diger", exploration="frqud") == (0.0683, 0.0372)
     assert beside("diger", "yelp") == (0.0437, 0.0227) and beside("diger", "yelp", exploration="frqud") == (0.0432, 0.0227)
+    assert beside("diger", gradient="inputs") == beside("diger", gradient="joint") == beside("diger")
     assert beside("diger", exploration="sdud") is None and beside("diger", gradient="detached", exploration="frqud") is None
+    assert beside("diger", exploration="sdud", gradient="joint") is None and beside("diger", gradient="detached") is None
     assert beside("resid") is None
+
+
+def test_a_published_figure_of_diger_is_of_targets_that_move_and_says_so_beside_a_row_whose_do_not() -> None:
+    def note(kind: str = "diger", **changes: str) -> str | None:
+        found = published("beauty", kind, changes)
+        return found and found.note
+
+    assert note() == note(gradient="inputs") == note(exploration="frqud") == OUR_GRADIENT
+    assert note(gradient="joint") == note(gradient="joint", exploration="frqud") == "" == note("rqvae", preset="tiger") == note("sasrec")
+    table = markdown(rows_of([changed("diger"), changed("diger", mode="full", variant="diger:joint"), changed("diger", mode="quick")]))
+    cells = {one.split(" | ")[3]: one for one in table.splitlines() if one.startswith("| DIGER")}
+    assert "| 0.0696 / 0.0376, gradient ours |" in cells["gpu"]
+    assert "| 0.0696 / 0.0376, not comparable, gradient ours |" in cells["quick"]
+    assert "| 0.0696 / 0.0376 |" in cells["full"] and cells["full"].startswith("| DIGER, joint |")
+    (sources,) = (one.removeprefix("Published: ").rstrip(".").split("; ") for one in table.splitlines() if one.startswith("Published: "))
+    said = {row: rest for row, _, rest in (one.partition(": ") for one in sources)}
+    assert {row for row, rest in said.items() if OUR_GRADIENT in rest} == {"DIGER"} and said.keys() == {"DIGER", "DIGER, joint"}
 
 
 def test_a_published_figure_is_not_comparable_with_a_quick_one_and_is_of_the_published_order() -> None:
