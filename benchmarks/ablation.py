@@ -78,9 +78,10 @@ def run_all(runs: Sequence[Run], rows: Sequence[Row], write: Any) -> dict[str, l
         done += not there
         figures = {name: record["figures"].get(name) for name in ("rank_auc", "path_auc", "recall@10_all")}
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if value is not None)
-        left = (time.monotonic() - since) / done * (missing - done) if done else 0.0
         state = "there already" if there else f"{record['wall_seconds']:.0f} s"
-        _say(f"run {number}/{len(runs)}  {run.row.name}, seed {run.seed}: {shown}  ({state}; about {left / 60:.0f} min left)")
+        if done:  # before, nothing says how long one takes
+            state += f"; about {(time.monotonic() - since) / done * (missing - done) / 60:.0f} min left"
+        _say(f"run {number}/{len(runs)}  {run.row.name}, seed {run.seed}: {shown}  ({state})")
         if number % len(rows) == 0:
             write(records)
     return records

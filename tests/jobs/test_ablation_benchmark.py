@@ -234,13 +234,17 @@ def test_what_is_there_is_not_done_again_and_the_seed_the_date_and_every_setting
     monkeypatch.setattr(ablation_runs, "trained", train)
     rows = [ROWS["dig"], ROWS["oracle_u2t"], ROWS["mlp_u2t"]]
     written: list[int] = []
-    for _ in range(2):
-        found = ablation.run_all(runs_of(place, rows, [1, 2]), rows, lambda records: written.append(len(records["dig"])))
-        assert [r["seed"] for r in found["mlp_u2t"]] == [1, 2]
+    said: list[str] = []
+    for seeds in ([1], [1, 2], [1, 2]):
+        found = ablation.run_all(runs_of(place, rows, seeds), rows, lambda records: written.append(len(records["dig"])))
+        assert [r["seed"] for r in found["mlp_u2t"]] == seeds
+        said.append(capsys.readouterr().err)
     assert trainings == ["dig-1", "dig-1", "dig-2", "dig-2"], "once for dig and oracle, which mean the same, once for the other inference"
-    assert written == [1, 2, 1, 2]
-    said = capsys.readouterr().err
-    assert "run 1/6  dig, seed 1: rank_auc 0." in said and "there already" in said and "min left" in said
+    assert written == [1, 1, 2, 1, 2]
+    assert "run 1/3  dig, seed 1: rank_auc 0." in said[0] and "min left" in said[0].splitlines()[1]
+    there = [line for line in said[1].splitlines() if "there already" in line]
+    assert len(there) == 4 and [("min left" in line) for line in there] == [False] * 3 + [True], "no estimate before a run was made"
+    assert said[2].count("there already") == 6 and "left" not in said[2]
     keys = {run.key for run in runs_of(place, GRID, [1, 2])}
     assert len(keys) == 2 * (len(GRID) - 1)
     other = Place(config=place.config, day=place.day, settings=None, sets=(*place.sets, "train.lr=0.5"), home=place.home)
