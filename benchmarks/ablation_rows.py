@@ -93,7 +93,7 @@ GRID = (
 )
 """The grid of the paper's ablation, and what collision resolution costs."""
 
-QUICK_ROWS = (BASE, DIG, "oracle_u2t", "no_inference_u2t", "no_training_u2t", "cut_off", "coupled_ste", "rqvae", "rkmeans")
+QUICK_ROWS = (BASE, DIG, "oracle_u2t", "mlp_u2t", "no_inference_u2t", "no_training_u2t", "cut_off", "coupled_ste", "rqvae", "rkmeans")
 """What a quick run does of it: the paper's rows, with seven trainings."""
 
 FURTHER = (

@@ -35,7 +35,9 @@ PLOTTED = ("rank_auc", "path_auc", "recall@10_all", "path_recall@10_all", "recal
 LEGEND = (
     "R@10, N@10: recall and NDCG over all items, re-ranked; path: in the order of the path score; new: items new to the user.\n"
     "path AUC: the retrieval path at the full SID, on the impressions of rank AUC. shared: items that do not have their SID alone.\n"
-    "codes used: of the level that uses fewest."
+    "codes used: of the level that uses fewest.\n"
+    "Differences are to Base, and to DIG as it serves: by default with exact means of u2t. The paper compares\n"
+    f"{ROWS['no_inference_u2t'].label!r} with {ROWS['mlp_u2t'].label!r}: read these rows side by side."
 )
 STAR = "* where the interval excludes 0 and every seed, of at least two, has the difference with the same sign; sd: over seeds"
 REFERENCE_LABELS = {"popularity": "popularity", "own_frequency": "own most frequent"}

@@ -163,7 +163,8 @@ def test_the_table_averages_over_seeds_and_pairs_by_user_and_seed(judged: dict[s
     assert gap["path_auc"]["spread"] == pytest.approx(0.0, abs=1e-12)
     rows = [ROWS["dig"], ROWS["mlp_u2t"]]
     table = ablation_table.text(found, rows)
-    assert "own most frequent" in table and table.count("MLP_u2t at inference") == 3
+    assert "own most frequent" in table and table.removeprefix(ablation_table.LEGEND).count("MLP_u2t at inference") == 3
+    assert "'without MLP_u2t at inference' with 'MLP_u2t at inference, as published'" in table
     auc_line = f"  path AUC     {gap['path_auc']['mean']:+.4f}"
     (line,) = (line for line in table.splitlines() if line.startswith(auc_line))
     assert line.endswith("sd 0.0000  by seed " + " ".join(f"{value:+.4f}" for value in gap["path_auc"]["by_seed"]))

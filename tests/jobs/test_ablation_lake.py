@@ -52,7 +52,9 @@ def test_a_lake_that_was_built_anew_with_other_rows_is_not_answered_for_by_old_r
 
 def test_a_quick_run_does_the_rows_of_the_papers_grid() -> None:
     named = {"base", "cut_off", "no_training_u2t", "no_inference_u2t", "coupled_ste", "rqvae", "rkmeans", "oracle_u2t"}
-    assert set(QUICK_ROWS) == named | {DIG} and QUICK_ROWS[:2] == (BASE, DIG)
+    compared = {DIG, "mlp_u2t"}  # with these, by the model of DIG
+    assert set(QUICK_ROWS) == named | compared and QUICK_ROWS[:2] == (BASE, DIG)
+    assert len({ROWS[name].model for name in QUICK_ROWS}) == 7, "trainings"
     assert all(ROWS[name] in GRID for name in QUICK_ROWS)
 
 
