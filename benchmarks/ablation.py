@@ -4,7 +4,8 @@
     python -m benchmarks.ablation --features --quick
 
 Without ``--rows`` or ``--all`` the rows are the grid: the paper's, and what collision resolution costs. ``--all`` adds every further switch
-of the method and every further two-stage system, some fifty trainings a seed.
+of the method and every further two-stage system, some fifty trainings a seed. Of these, rows that the data set cannot have are left out,
+which standard error and the result say; one that ``--rows`` names is refused.
 
 Every row of ``ablation_rows`` is trained under torchrun in a home of its own under ``<paths.home>/benchmarks/ablation`` and judged on the
 evaluation days of the date: ranking, the retrieval path on the same impressions, and lists over the whole catalogue with and without
@@ -25,7 +26,7 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ import torch
 
 from benchmarks.ablation_lake import quick_lake
 from benchmarks.ablation_rows import QUICK_ROWS, ROWS, Row, chosen
-from benchmarks.ablation_runs import Place, Run, runs_of
+from benchmarks.ablation_runs import Place, Run, possible, runs_of
 from benchmarks.ablation_table import plot, summary, text
 from benchmarks.judging import (
     SEEDS,
@@ -92,8 +93,15 @@ def _say(line: str) -> None:
     sys.stderr.flush()
 
 
-def report(place: Place, rows: Sequence[Row], records: dict[str, list[dict[str, Any]]], folder: Path, name: str) -> str:
-    """Write figures, table and plot; returns the table."""
+def report(
+    place: Place,
+    rows: Sequence[Row],
+    records: dict[str, list[dict[str, Any]]],
+    folder: Path,
+    name: str,
+    left_out: Mapping[str, str] | None = None,
+) -> str:
+    """Write figures, table and plot, with what ``possible`` left out; returns the table."""
     every = [record for some in records.values() for record in some]
     if len({(record["rows"], record["users"]) for record in every}) != 1:
         raise ValueError("the runs were judged on different rows: give --again to judge all of them anew")
@@ -106,6 +114,7 @@ def report(place: Place, rows: Sequence[Row], records: dict[str, list[dict[str, 
         "judged": {what: every[0][what] for what in ("rows", "users")} | {"requests": max(record["requests"] for record in every)},
         "draws": place.config.evaluate.bootstrap,
         "labels": {row.name: row.label for row in rows},
+        "left_out": dict(left_out or {}),
         "code": codes,
     }
     head = (
@@ -115,6 +124,8 @@ def report(place: Place, rows: Sequence[Row], records: dict[str, list[dict[str, 
     )
     if len(codes) > 1:
         head += f"NOTE: the runs were made by {len(codes)} versions of the code; --again makes them all by this one\n"
+    if left_out:
+        head += f"NOTE: left out, for the data set cannot have them: {', '.join(left_out)}\n"
     table = head + "\n" + text(found, rows)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", found)
@@ -150,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help=f"default: {' '.join(map(str, SEEDS))}; --quick: the first")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--rows", nargs="+", default=[], metavar="ROW", help=f"some of: {', '.join(ROWS)}; default: the grid")
-    which.add_argument("--all", action="store_true", help=f"the grid and every further row, {len(ROWS)} in all")
+    which.add_argument("--all", action="store_true", help=f"the grid and every further row, {len(ROWS)} in all, that the data set can have")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--baselines", action="store_true", help="run benchmarks.baselines afterwards, for the same date and seeds")
     size.add_argument("--quick", action="store_true", help="few rows, one seed, twelve days: under ten minutes on two cores")
@@ -197,6 +208,7 @@ def main() -> None:
         if args.features:
             place = with_features(place, whole, quick=args.quick)
         seeds = args.seeds or (SEEDS[:1] if args.quick else SEEDS)
+        rows, left_out = possible(place, rows) if args.all else (rows, {})
         runs = runs_of(place, rows, seeds)
         files = [run.file for run in runs]  # their keys are taken after the lake was built, for they hold what is in it
     except ConfigError as error:
@@ -205,6 +217,8 @@ def main() -> None:
         parser.exit(2, f"{error}\n" + ("" if args.features else "--features builds what the lake lacks\n"))
     except subprocess.CalledProcessError as error:
         parser.exit(2, f"the features were not built: python -m jobs.backfill ended with status {error.returncode}\n")
+    for row, why in left_out.items():
+        _say(f"row {row} left out: {why}")
     if args.again:
         for file in files:
             file.unlink(missing_ok=True)
@@ -212,7 +226,7 @@ def main() -> None:
 
     def write(records: dict[str, list[dict[str, Any]]]) -> None:
         nonlocal table
-        table = report(place, rows, records, args.results, result_name(config, name, place.part))
+        table = report(place, rows, records, args.results, result_name(config, name, place.part), left_out)
 
     torch.set_num_threads(config.train.ranks * config.train.threads_per_rank)  # trainings are processes of their own
     try:

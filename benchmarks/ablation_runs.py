@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ablation_rows import Row
+from benchmarks.ablation_rows import BASE, DIG, Row
 from benchmarks.judging import Floats, Ints, Judged, Part, changes_of, judged_days, model_home, trained
 from dig_models.bundle import NEIGHBOURS, Bundle
 from dig_models.config import LAUNCH, Strict
@@ -44,7 +44,7 @@ from jobs.lake import Lake, code_digest
 from jobs.neighbours import key_of, neighbours
 from jobs.runs import write_json
 from jobs.tokenizing import encoded, fitted
-from jobs.train_inputs import CODE, lake_inputs
+from jobs.train_inputs import CODE, NoAffinity, lake_inputs
 
 K = 10
 JUDGED_BY = (
@@ -322,3 +322,24 @@ def _split(figures: Figures) -> dict[str, Any]:
 def runs_of(place: Place, rows: Sequence[Row], seeds: Sequence[int]) -> list[Run]:
     """Every row with every seed; a seed is finished before the next begins, so that there is a whole table early."""
     return [Run(place=place, row=row, seed=seed) for seed in seeds for row in rows]
+
+
+def possible(place: Place, rows: Sequence[Row]) -> tuple[list[Row], dict[str, str]]:
+    """Rows that the data set can have; and by name of the others, those with the affinity, why it cannot be fitted.
+
+    Raises:
+        NoAffinity: the settings in force ask for it, so ``base`` and ``dig``, which all are compared with, cannot be trained either.
+        JobError: see ``Place.inputs``.
+    """
+    kept: list[Row] = []
+    left_out: dict[str, str] = {}
+    for row in rows:
+        try:
+            place.inputs(Run(place=place, row=row, seed=place.config.train.seed).config)
+        except NoAffinity as error:
+            if row.name in (BASE, DIG):
+                raise
+            left_out[row.name] = str(error)
+        else:
+            kept.append(row)
+    return kept, left_out

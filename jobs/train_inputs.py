@@ -37,6 +37,10 @@ NEIGHBOUR_DAYS = 28
 """Days of events at least that the affinity's matrix is fitted on."""
 
 
+class NoAffinity(JobError):
+    """The data set cannot have the affinity as the settings are: too few days before the first example, or too many items."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainInputs:
     """Partitions of one training, all of them committed and made with the settings in force.
@@ -139,7 +143,8 @@ def train_inputs(config: Config, day: date) -> TrainInputs:
         ConfigError: the date leaves no training window.
         MissingPartition: names the table and the days that were never built.
         JobError: a partition was made with other data-set settings, no day has a catalogue, no training day has a positive, the SIDs
-            made beforehand are missing or not those of what is read, or the affinity has too few days or too many items to be fitted.
+            made beforehand are missing or not those of what is read.
+        NoAffinity: too few days, or too many items, to fit its matrix.
     """
     found = lake_inputs(config, day)
     if config.tokenizer == DIG:
@@ -203,7 +208,7 @@ def neighbour_catalogue(window: Window) -> date:
 def _long_enough(config: Config, window: Window) -> None:
     found = (window.train_first - window.events_first).days
     if found < NEIGHBOUR_DAYS:
-        raise JobError(
+        raise NoAffinity(
             f"model.affinity: {max(found, 0)} days of events before the first example, {window.train_first}, at least {NEIGHBOUR_DAYS} "
             f"expected, for the matrix is fitted on them alone: lower window.train_days (now {config.window.train_days}), take a later "
             f"date, or set model.affinity.enabled=false (events begin on {window.events_first})"
@@ -213,7 +218,7 @@ def _long_enough(config: Config, window: Window) -> None:
 def _few_enough(config: Config, lake: Lake, day: date) -> None:
     most, found = config.model.affinity.max_items, lake.require("item_features", [day])[0].rows
     if found > most:
-        raise JobError(
+        raise NoAffinity(
             f"model.affinity: item_features of {day} hold {found} items, at most {most} expected, for the fit inverts items x items "
             f"({8 * found**2 / 2**30:.0f} GiB): set model.affinity.enabled=false, cap dataset.catalogue.max_items, or raise "
             "model.affinity.max_items if the machine can do it"

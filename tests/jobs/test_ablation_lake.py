@@ -6,25 +6,32 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import evaluation_world as ew
 import pytest
+import torch
 from tiny_shop import write_tiny_place
 
+from benchmarks import ablation
 from benchmarks.ablation import QUICK
 from benchmarks.ablation_lake import quick_lake
 from benchmarks.ablation_rows import BASE, DIG, GRID, QUICK_ROWS, ROWS
-from benchmarks.ablation_runs import Place, Run
-from benchmarks.judging import Part
-from jobs.config import load
+from benchmarks.ablation_runs import Place, Run, possible
+from benchmarks.judging import Part, ablation_home
+from jobs.config import Config, load
 from jobs.entry import JobError
 from jobs.files import replace_text
 from jobs.lake import MARKER, Lake, MissingPartition
+from jobs.runs import write_json
+from jobs.train_inputs import NoAffinity
 from tests.jobs import train_world as tw
 from tests.jobs.test_ablation_benchmark import upset
+from tests.jobs.test_ablation_verdicts import FIGURES, row_of
 
 
 def test_a_lake_that_was_built_anew_with_other_rows_is_not_answered_for_by_old_runs(tmp_path: Path) -> None:
@@ -48,6 +55,81 @@ def test_a_lake_that_was_built_anew_with_other_rows_is_not_answered_for_by_old_r
     shutil.rmtree(lake.day_dir("item_features", window.train_last))
     with pytest.raises(MissingPartition, match=r"table item_features: 1 of .* days are missing"):
         key()
+
+
+WITH_AFFINITY = ("affinity", "affinity_popular")
+
+
+def test_movielens_has_every_row_but_those_with_the_affinity_whose_days_its_window_lacks(tmp_path: Path) -> None:
+    settings, sets = Path("conf/movielens.yaml"), (f"paths.home={tmp_path}",)
+    config = load(settings, sets)
+    place = Place(config=config, day=config.dataset.default_date, settings=settings, sets=sets, home=tmp_path / "ablation")
+    kept, left_out = possible(place, [ROWS[name] for name in WITH_AFFINITY])
+    assert not kept and tuple(left_out) == WITH_AFFINITY
+    assert all("1 days of events before the first example, 1997-09-21, at least 28 expected" in why for why in left_out.values())
+    for row in (row for row in ROWS.values() if row.name not in WITH_AFFINITY):
+        with pytest.raises(MissingPartition, match="table examples"):  # nothing but the lake is in its way
+            possible(place, [row])
+    on = replace(place, sets=(*sets, "model.affinity.enabled=true"))
+    with pytest.raises(NoAffinity, match="1 days of events"):  # no row would have anything to be compared with
+        possible(on, list(ROWS.values()))
+
+
+def short_log(home: Path) -> list[str]:
+    """The lake of ``train_world``, of a data set that begins on the eve of the first example; returns its settings."""
+    first = tw.build(home).run_window(tw.DAY).train_first - timedelta(days=1)
+    small = [f"model.{k}={v}" for k, v in ew.SMALL.items()]
+    sets = [f"paths.home={home}", "evaluate.bootstrap=20", *small, *tw.SETS, f"dataset.first_date={first}"]
+    config = load(sets=sets)
+    for table in ("examples", "item_features", "cross_arrays"):
+        tw.stamp(Lake(config.paths.at("lake")), table, config.dataset.rows_digest())
+    return sets
+
+
+def main_with(sets: Sequence[str], *options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program with one seed, in this process, whose number of threads is left as it was."""
+    command = ["ablation", "--date", str(tw.DAY), "--seeds", "1", *options, *(part for one in sets for part in ("--set", one))]
+    monkeypatch.setattr(sys, "argv", command)
+    threads = torch.get_num_threads()
+    try:
+        ablation.main()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def keep_runs(config: Config, sets: Sequence[str], names: Sequence[str]) -> None:
+    """Leave what finished runs of rows leave."""
+    (record,) = row_of(0.0, (1.0,), [1.0], 0.1, dict.fromkeys(("popularity", "own_frequency"), FIGURES))
+    record |= {"rows": 7, "users": 5, "requests": 3, "code": "one"}
+    draws = f"evaluate.bootstrap={ablation.LEAST_DRAWS}"
+    place = Place(config=config, day=tw.DAY, settings=None, sets=(draws, *sets), home=ablation_home(config, tw.DAY))
+    for name in names:
+        file = Run(place=place, row=ROWS[name], seed=1).file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, record)
+
+
+def test_all_rows_are_those_that_the_data_set_can_have_and_one_that_is_named_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets, results = short_log(tmp_path), tmp_path / "results"
+    there = [BASE, DIG, "popular_negatives"]
+    monkeypatch.setattr(ablation, "ROWS", {name: ROWS[name] for name in (*there, *WITH_AFFINITY)})  # as many as a fast test can draw
+    keep_runs(load(sets=sets), sets, there)
+    main_with(sets, "--all", "--results", str(results), monkeypatch=monkeypatch)
+    shown, why = capsys.readouterr(), "model.affinity: 1 days of events before the first example"
+    found = json.loads((results / "ablation.json").read_text())
+    assert set(found["rows"]) == set(there) and shown.err.count("there already") == len(there)
+    assert set(found["left_out"]) == set(WITH_AFFINITY) and all(of.startswith(why) for of in found["left_out"].values())
+    assert f"row affinity left out: {why}" in shown.err and f"row affinity_popular left out: {why}" in shown.err
+    assert "NOTE: left out, for the data set cannot have them: affinity, affinity_popular\n" in shown.out
+
+    main_with(sets, "--rows", "popular_negatives", "--results", str(results), monkeypatch=monkeypatch)
+    assert json.loads((results / "ablation.json").read_text())["left_out"] == {} and "left out" not in "".join(capsys.readouterr())
+    with pytest.raises(SystemExit) as ended:
+        main_with(sets, "--rows", "affinity", "--results", str(results), monkeypatch=monkeypatch)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith(why) and "left out" not in said
 
 
 def test_a_quick_run_does_the_rows_of_the_papers_grid() -> None:

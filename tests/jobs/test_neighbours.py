@@ -17,7 +17,7 @@ import torch
 from benchmarks import negatives
 from benchmarks import training as step_benchmark
 from benchmarks.ablation_rows import ROWS
-from benchmarks.ablation_runs import Place, Run
+from benchmarks.ablation_runs import Place, Run, possible
 from dig_models.affinity import Neighbours
 from dig_models.bundle import NEIGHBOURS, Bundle, load_bundle
 from dig_models.config import RetrieveConfig
@@ -209,6 +209,15 @@ def test_too_few_days_before_the_first_example_are_told_before_the_training(conf
     off = tw.settings(home, f"window.train_days={settings(27).window.train_days}")
     with pytest.raises(MissingPartition, match="table examples"):
         train_inputs(off, aw.DAY)
+
+
+def test_an_ablation_of_all_rows_does_without_the_affinity_where_the_catalogue_is_too_large_for_it(config: Config, tmp_path: Path) -> None:
+    sets = (f"paths.home={config.paths.home}", *(f"model.{k}={v}" for k, v in ew.SMALL.items()), *tw.SETS)
+    place = Place(config=tw.settings(Path(config.paths.home)), day=aw.DAY, settings=None, sets=sets, home=tmp_path)
+    rows = [ROWS[name] for name in ("base", "dig", "affinity", "no_affinity")]
+    assert possible(place, rows) == (rows, {})
+    kept, left_out = possible(replace(place, sets=(*sets, "model.affinity.max_items=79")), rows)
+    assert kept == [rows[0], rows[1], rows[3]] and "hold 80 items, at most 79 expected" in left_out["affinity"]
 
 
 def test_with_the_setting_off_a_training_reads_nothing_more_and_has_the_lineage_it_had(config: Config) -> None:
