@@ -8,6 +8,8 @@ prefix of the best item:
 
 - ``path_winner_lost``: share of requests whose best path score is below that of a search that keeps every prefix.
 - ``rank_winner_lost``: share of requests whose best re-ranked item scores below the best item of the whole catalogue by the ranking path.
+  It counts two losses: prefixes that the beam drops, and items found that the cut to the best ``retrieve.rerank`` by path score keeps from
+  re-ranking. So it need not be 0 for a search that keeps every prefix (``exhaustive``), where the cut alone is left.
 - ``top10_kept``: share of the exhaustive search's ten items that are among the beam's ten.
 - ``recall@10``, ``ndcg@10``: by path score and re-ranked, over all items and over those new to the user.
 - ``valid_beams``: for each level, the share of the kept prefixes that some item of the catalogue has, in a search that is free to

@@ -25,7 +25,7 @@ from dig_models.retrieve.allowed import RequestFilter
 from dig_models.retrieve.scorer import OPEN, Candidates, PrefixCrosses, PrefixScorer, ScoredUsers
 from dig_models.retrieve.trie import Int64, Trie, expand_ranges
 
-__all__ = ["OPEN", "Retrieved", "beam_search", "best_rows", "node_embeddings", "top_items"]
+__all__ = ["OPEN", "KnownScores", "Retrieved", "beam_search", "best_rows", "node_embeddings", "top_items"]
 
 Scores = NDArray[np.float32]
 
@@ -58,9 +58,11 @@ def node_embeddings(model: Dig, trie: Trie) -> list[Tensor]:
     return [n.contiguous() for n in reversed(nodes)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KnownScores:
     """Log-odds of prefixes that searches of some requests have scored: another search of them, by another filter, meets most again.
+
+    Frozen is which arrays it holds, not what they hold: ``logits`` writes every new score into them.
 
     Attributes:
         logit_GP: by level float32 ``(G, nodes)``, NaN where nothing was scored.
@@ -71,7 +73,7 @@ class KnownScores:
     @classmethod
     def none(cls, trie: Trie, requests: int) -> KnownScores:
         """Before the first search; 4 bytes for each request and node."""
-        return cls([np.full((requests, trie.nodes(level)), np.nan, dtype=np.float32) for level in range(trie.levels)])
+        return cls(logit_GP=[np.full((requests, trie.nodes(level)), np.nan, dtype=np.float32) for level in range(trie.levels)])
 
     def logits(self, scorer: PrefixScorer, level: int, users: ScoredUsers, rows: Candidates, u2t: PrefixCrosses | None) -> Scores:
         """``PrefixScorer.logits``, of the rows that are not known."""
