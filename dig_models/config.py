@@ -25,15 +25,18 @@ class LossWeights(Strict):
     recall: float = Field(
         0.1,
         ge=0,
-        description="Adam steps the SID side alike at any weight, while user tower and Mixer are shared: at 0.5 both paths judge worse",
+        description="Adam steps the SID side alike at any weight, while user tower and Mixer are shared: at 0.5 both paths "
+        "judged worse on validation days, in the mean of three seeds",
     )
     commit: float = Field(
         0.001,
         ge=0,
         description="0.01 lets embeddings collapse onto their codes and costs 0.004 of ranking AUC",
     )
-    recon: float = Field(0.05, ge=0)
-    u2t: float = Field(0.02, ge=0)
+    recon: float = Field(
+        0.05, ge=0, description="ties the sum of a SID's semantic rows to the item's embedding; recon_stop stops one of them"
+    )
+    u2t: float = Field(0.02, ge=0, description="MLP_u2t learns from it alone, towards the teacher's crosses; see u2t_gradient")
 
 
 class AffinityConfig(Strict):
@@ -98,8 +101,12 @@ class ModelConfig(Strict):
     u2t_inference: Literal["mlp", "exact", "none"] = Field(
         "exact", description="the true mean of c_uv over the prefix's items, MLP_u2t, or the same for every prefix (ablation)"
     )
-    bucket_key: Literal["prefix", "token"] = "prefix"
-    path_score: Literal["last", "sum_log"] = "last"
+    bucket_key: Literal["prefix", "token"] = Field(
+        "prefix", description="items whose crosses u2t of a level is the mean of: those of the prefix s_1..s_l, or of the token s_l alone"
+    )
+    path_score: Literal["last", "sum_log"] = Field(
+        "last", description="what beam search ranks by: the probability of the prefix reached, or the sum of the path's log-probabilities"
+    )
     retrieval_query: Literal["sid", "pool"] = Field("sid", description="DIN query on the retrieval path")
     recon_stop: Literal["item", "sid"] = Field("item", description="which side of L_recon is stopped")
     rank_gradient_to_encoder: bool = Field(
