@@ -105,9 +105,7 @@ class Run:
     @cached_property
     def sets(self) -> list[str]:
         """All overrides of its training but the file of SIDs."""
-        tracking = self.place.home / "mlflow"
-        changes = {"tokenizer": "dig", "mlflow.tracking_uri": f"sqlite:///{tracking}/mlflow.db", **self.row.sets}
-        return [*self.place.sets, *changes_of(self.place.config, self.home, self.seed, changes)]
+        return [*self.place.sets, *changes_of(self.place.config, self.place.home, self.home, self.seed, self.row.sets)]
 
     @cached_property
     def config(self) -> Config:
@@ -185,7 +183,6 @@ class Run:
             return found
         since = time.perf_counter()
         sets, spent = self._with_sids()
-        (self.place.home / "mlflow").mkdir(parents=True, exist_ok=True)
         with self._with_neighbours():
             bundle = trained(self.place.day, self.home, self.place.settings, sets, self.home / "train.log")
         report = json.loads((self.home / "checkpoints" / self.place.day.isoformat() / "train.json").read_text())

@@ -1,4 +1,4 @@
-"""Figures over seeds, with intervals over users and seeds, from the bootstrap samples that the runs keep.
+"""Figures over seeds, with intervals over users and seeds, from bootstrap samples: of the ablation's runs, and of ``intervals``.
 
 Replicate ``s`` of every run has the same draw of users. On top of it each replicate draws as many seeds as there are, with replacement, and
 takes the mean over them: the same seeds for every row and figure, so differences and ratios are paired by user and by seed. An interval so
@@ -41,7 +41,7 @@ class Series:
         return cls(values, np.array([run["samples"][figure] for run in runs], dtype=np.float64))
 
     def __sub__(self, other: Series) -> Series:
-        """Differences, paired by seed and user."""
+        """Differences, paired by seed and user; a method without chance is one seed, and the same beside every seed of the other."""
         return Series(self.value_N - other.value_N, self.sample_NS - other.sample_NS)
 
     def told(self, confidence: float) -> dict[str, Any]:

@@ -147,7 +147,6 @@ def measure(judged: Judged, beams: Sequence[int], *, free_requests: int = 100) -
             rows[-1]["valid_beams"] = share_BL.mean(axis=0).tolist()
         print(line(rows[-1]), flush=True)
     return {
-        **facts(judged.config, judged.day, judged.part),
         "lineage": judged.bundle.info["lineage"],
         "requests": len(judged.index_Q),
         "prefixes": [retriever.trie.nodes(level) for level in range(retriever.trie.levels)],
@@ -212,7 +211,7 @@ def main() -> None:
     args = parser.parse_args()
     config, day = asked(parser, args)
     judged = Judged.open(config, day, args.requests, part=part_of(args))
-    found = measure(judged, sorted(set(args.beams)))
+    found = {**facts(config, day, judged.part, args.set), **measure(judged, sorted(set(args.beams)))}
     args.results.mkdir(parents=True, exist_ok=True)
     name = result_name(config, "beam", judged.part)
     write_json(args.results / f"{name}.json", finite(found))

@@ -153,10 +153,11 @@ def _shown(figure: dict[str, Any]) -> str:
 
 def sets_of(config: Config, sets: Sequence[str]) -> dict[Path, list[str]]:
     """Overrides of the two trainings by the home of each: with the dropout in force, and with none."""
+    folder = Path(config.paths.home).resolve() / "benchmarks" / "cold_items"
     out: dict[Path, list[str]] = {}
     for share in (config.model.item_id_dropout, 0.0):
-        home = Path(config.paths.home).resolve() / "benchmarks" / "cold_items" / f"dropout-{share:g}-{config.train.seed}"
-        out[home] = [*sets, *changes_of(config, home, config.train.seed, {"model.item_id_dropout": share})]
+        home = folder / f"dropout-{share:g}-{config.train.seed}"
+        out[home] = [*sets, *changes_of(config, folder, home, config.train.seed, {"model.item_id_dropout": share})]
     return out
 
 
@@ -188,7 +189,7 @@ def main() -> None:
         parser.exit(2, f"{error}\n")
     models = [measure(Judged.open(config, day, args.requests, bundle, part_of(args)), item_X) for bundle in bundles]
     about = {"items": len(bundles[0].items) - 1, "held": len(item_X), "share": args.share, "seed": config.train.seed}
-    found = {**facts(config, day, part_of(args)), **about, "models": models}
+    found = {**facts(config, day, part_of(args), args.set), **about, "models": models}
     args.results.mkdir(parents=True, exist_ok=True)
     name = result_name(config, "cold_items", part_of(args))
     write_json(args.results / f"{name}.json", finite(found))

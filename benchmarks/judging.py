@@ -1,6 +1,6 @@
 """What the comparisons of models share: trainings in homes of their own, the date to judge on, and figures from one set of draws.
 
-Shape suffixes: ``Q`` requests, ``K`` ranks, ``R`` rows, ``U`` users, ``S`` bootstrap replicates.
+Shape suffixes: ``Q`` requests, ``K`` ranks, ``S`` bootstrap replicates.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 
 from dig_models.bundle import Bundle, load_bundle
 from dig_models.crosses import CrossStore
-from dig_models.evaluate import bootstrap, ranking, retrieval
+from dig_models.evaluate import bootstrap, retrieval
 from dig_models.evaluate.lists import VARIANTS, Variant
-from dig_models.evaluate.scoring import Rows
 from dig_models.retrieve.rerank import Retriever
 from dig_models.train.data import RequestTable, request_columns
 from jobs.config import Config, ConfigError, load
@@ -89,14 +88,23 @@ def part_of(args: argparse.Namespace) -> Part:
     return "validation" if args.validation else "evaluation"
 
 
-def facts(config: Config, day: date, part: Part) -> dict[str, Any]:
-    """What a result file says of its date and days."""
+def facts(config: Config, day: date, part: Part, sets: Sequence[str] | None = None) -> dict[str, Any]:
+    """What a result file says of its date and days, and of what made it.
+
+    Args:
+        config: settings in force.
+        day: the run date.
+        part: the days judged on.
+        sets: overrides that the settings were read with; None if the caller says them itself.
+    """
     days, reserved = judged_days(config, day, part), config.dataset.acceptance_from
     return {
         "date": day.isoformat(),
         "dataset": config.dataset.name,
         "acceptance": reserved is not None and days[-1] >= reserved,
         "judged_on": {"part": part, "days": [days[0].isoformat(), days[-1].isoformat()]},
+        "draws": config.evaluate.bootstrap,
+        **({} if sets is None else {"settings": list(sets)}),
     }
 
 
@@ -134,10 +142,38 @@ def model_home(ablation: Path, name: str, seed: int) -> Path:
     return ablation / "models" / f"{name}-{seed}"
 
 
-def changes_of(config: Config, home: Path, seed: int, changes: Mapping[str, object]) -> list[str]:
-    """Settings of a training in a home of its own on the common lake, as ``KEY=VALUE``; none starts from an older model."""
-    own = {"paths.home": home, "paths.lake": config.paths.at("lake"), "train.seed": seed, "train.warm_start": "false", **changes}
-    return [f"{key}={value}" for key, value in own.items()]
+def changes_of(config: Config, folder: Path, home: Path, seed: int, changes: Mapping[str, object]) -> list[str]:
+    """Settings of a training for a benchmark, as ``KEY=VALUE``: in a home of its own on the common lake, started from no older model.
+
+    The model learns its own SIDs whatever ``tokenizer`` is in force (those made beforehand are handed to it as a file), and its MLflow
+    runs stay in the benchmark's folder, away from those of the daily runs. All benchmarks that share trainings take the settings from
+    here: with others each would train over the model of the one before.
+
+    Args:
+        config: settings in force.
+        folder: of the benchmark.
+        home: ``paths.home`` of the training.
+        seed: its ``train.seed``.
+        changes: what else it changes.
+    """
+    own = {"paths.home": home, "paths.lake": config.paths.at("lake"), "train.seed": seed, "train.warm_start": "false"}
+    beside = {"tokenizer": "dig", "mlflow.tracking_uri": f"sqlite:///{folder / 'mlflow'}/mlflow.db"}
+    return [f"{key}={value}" for key, value in {**own, **beside, **changes}.items()]
+
+
+KINDS: Mapping[str, Mapping[str, object]] = {"dig": {}, "base": {"model.loss.recall": 0}}
+"""What DIG, and the same ranker without it, change of the settings in force; the ablation's rows of these names are the same."""
+
+
+def dig_or_base(config: Config, day: date, kind: str, seed: int, settings: Path | None, sets: Sequence[str]) -> Bundle:
+    """Bundle of DIG or Base (``kind``): the training of the ablation's row of that name and seed, done if it is not there.
+
+    Raises:
+        CalledProcessError: the training failed.
+    """
+    folder = ablation_home(config, day)
+    home = model_home(folder, kind, seed)
+    return trained(day, home, settings, [*sets, *changes_of(config, folder, home, seed, KINDS[kind])])
 
 
 def trained(day: date, home: Path, settings: Path | None, sets: Sequence[str], log: Path | None = None) -> Bundle:
@@ -180,39 +216,6 @@ def _job(name: str, settings: Path | None, sets: Sequence[str], *options: str) -
 
 def _environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "DIG_PROGRESS"}
-
-
-class Judge:
-    """AUC with intervals on one set of rows, from one set of bootstrap draws."""
-
-    def __init__(self, config: Config, rows: Rows) -> None:
-        self.rows, self.confidence = rows, config.evaluate.confidence
-        users, self.user_R = np.unique(rows.user_R, return_inverse=True)
-        self.draw_SU = bootstrap.draws(len(users), config.evaluate.bootstrap, config.train.seed)
-
-    def samples(self, score_R: Floats) -> Floats:
-        """AUC of every replicate."""
-        return bootstrap.auc_samples(score_R, self.rows.label_R, self.rows.weight_R, self.user_R.astype(np.int64), self.draw_SU)
-
-    def auc(self, score_R: Floats) -> float:
-        """AUC of all rows."""
-        return ranking.auc(score_R, self.rows.label_R, self.rows.weight_R)
-
-    def method(self, scores: Sequence[Floats]) -> dict[str, Any]:
-        """Figures of a method, averaged over seeds."""
-        rows, values = self.rows, [self.auc(score) for score in scores]
-        return {
-            "auc": float(np.mean(values)),
-            "auc_by_seed": values,
-            "auc_ci": bootstrap.interval(np.mean([self.samples(s) for s in scores], axis=0), self.confidence),
-            "gauc": float(np.mean([ranking.gauc(s, rows.label_R, rows.user_R, rows.weight_R) for s in scores])),
-        }
-
-    def difference(self, one: Sequence[Floats], other: Sequence[Floats]) -> dict[str, Any]:
-        """AUC of one method less another's, paired over users, averaged over seeds."""
-        gaps = [float(np.mean([self.auc(s) for s in scores])) for scores in (one, other)]
-        samples = [np.mean([self.samples(s) for s in scores], axis=0) for scores in (one, other)]
-        return {"auc": gaps[0] - gaps[1], "auc_ci": bootstrap.interval(samples[0] - samples[1], self.confidence)}
 
 
 @dataclass(frozen=True)

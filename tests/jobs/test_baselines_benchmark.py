@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import evaluation_world as ew
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import ablation_table
+from benchmarks import baseline_runs as br
 from benchmarks import baselines as bl
+from benchmarks import baselines_table as bt
+from benchmarks.ablation_rows import ROWS
+from benchmarks.ablation_runs import judge
 from benchmarks.baseline_fit import (
     Curve,
     Days,
@@ -28,8 +36,8 @@ from benchmarks.baseline_fit import (
     with_positives,
 )
 from benchmarks.baseline_models import SasRec
+from benchmarks.baseline_trees import Data
 from benchmarks.judging import Judged
-from benchmarks.quality import Data
 from benchmarks.tabular import TreeColumns, linear, numbers
 from dig_models.affinity import Neighbours
 from dig_models.batch import Batch
@@ -48,7 +56,7 @@ TRAIN = TrainConfig(requests_per_batch=8, random_negatives=8, lr=5e-3)
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> ew.World:
-    built = ew.build(tmp_path_factory.mktemp("baselines"), "evaluate.bootstrap=50")
+    built = ew.build(tmp_path_factory.mktemp("baselines"), "evaluate.bootstrap=50", "evaluate.max_requests=40")
     ew.train(built, steps=12)
     return built
 
@@ -98,7 +106,7 @@ def test_baselines_see_the_affinity_that_the_model_reads_as_its_last_cross(
     world: ew.World, days: Days, judged: Judged, reading: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Data, "requests", lambda self, first, last: days.fit)
-    asked = bl.World(
+    asked = br.World(
         config=world.config, day=ew.DAY, judged=replace(judged, bundle=reading), epochs=2, cap=2, patience=1, settings=(None, ())
     )
     learning, (affinity, columns) = asked.days(3), (asked.data.affinity, days.spec.cross_width)
@@ -226,23 +234,82 @@ def test_the_state_of_a_sequence_depends_on_its_events_alone(days: Days) -> None
 
 
 def test_plain_methods_give_the_lists_of_the_evaluation(world: ew.World, judged: Judged) -> None:
-    asked = bl.World(config=world.config, day=ew.DAY, judged=judged, epochs=1, cap=2, patience=1, settings=(None, ()))
+    asked = br.World(config=world.config, day=ew.DAY, judged=judged, epochs=1, cap=2, patience=1, settings=(None, ()))
     from dig_models.evaluate.lists import Contender, Search
 
     contender = Contender(name="dig", retriever=judged.retriever, search=Search(beam=5, rerank=20, u2t="exact", path_score="last"))
     lists, _ = recommend_all([contender], judged.requests, judged.index_Q, k=10)
     for method, name in (("popularity", "popularity"), ("own", "own_frequency")):
-        found = bl.METHODS[method](asked, 0).arrays
+        found = br.METHODS[method](asked, 0).arrays
         for variant in ("all", "new"):
             np.testing.assert_array_equal(found[variant], lists[variant][name])
         assert found["score_R"].shape == exposed_rows(judged.requests).label_R.shape
 
 
+def asked_of(world: ew.World, judged: Judged, epochs: int = 1) -> br.World:
+    return br.World(config=world.config, day=ew.DAY, judged=judged, epochs=epochs, cap=2, patience=1, settings=(None, ()))
+
+
+def test_the_time_left_goes_by_the_runs_that_were_made(world: ew.World, judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = asked_of(world, judged, epochs=7)
+    br.run_one(asked, "own", 1)
+    made = dict.fromkeys(("logistic", "din"), lambda world, seed: br.Made({"score_R": np.zeros(2)}))
+    monkeypatch.setattr(br, "METHODS", br.METHODS | made)
+    clock = iter(np.arange(100) * 120.0)
+    monkeypatch.setattr(br, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))  # two minutes a run
+    told: list[str] = []
+    bl.run_all(asked, ["own", "logistic", "din"], [1, 2], told.append)
+    assert told == [
+        "1/5 own seed 1: there already",
+        "2/5 logistic seed 1: 120.0 s; about 6 min left",
+        "3/5 logistic seed 2: 120.0 s; about 4 min left",
+        "4/5 din seed 1: 120.0 s; about 2 min left",
+        "5/5 din seed 2: 120.0 s; about 0 min left",
+    ]
+
+
+def shaken(bundle: Bundle, seed: int) -> Bundle:
+    """The model with noise on every weight: another training, which judges otherwise."""
+    model = copy.deepcopy(bundle.model)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for weight in model.parameters():
+            weight += 0.3 * weight.std(correction=0) * torch.randn_like(weight)
+    return replace(bundle, model=model)
+
+
+def test_intervals_are_those_of_the_ablation_over_users_and_seeds(world: ew.World, judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundles = {(kind, seed): shaken(judged.bundle, at) for at, (kind, seed) in enumerate(product(("dig", "base"), (1, 2)))}
+    monkeypatch.setattr(br.World, "bundle", lambda self, kind, seed: bundles[kind, seed])
+    asked, methods = asked_of(world, judged), ("dig", "base", "popularity")
+    runs = {m: [br.METHODS[m](asked, seed).arrays for seed in ((1,) if m in br.UNSEEDED else (1, 2))] for m in methods}
+    found = bt.summary(judged, runs, "dig")
+    told = {"train": {"seconds": 1.0, "tokenizer_seconds": 0.0}}
+    records = {k: [told | {"seed": s} | judge(world.config, ew.DAY, bundles[k, s], ROWS["dig"]) for s in (1, 2)] for k in ("dig", "base")}
+    want = ablation_table.summary(records, world.config.evaluate.confidence)
+    gap = want["rows"]["dig"]["differences"]["base"]["rank_auc"]
+    assert {f"auc_{name}": gap[name] for name in ("ci", "spread", "by_seed")} | {"auc": gap["mean"]} == found["dig_minus"]["base"]
+    users_alone = np.mean([r["samples"]["rank_auc"] for r in records["dig"]], axis=0)
+    assert found["methods"]["dig"]["auc_ci"] != pytest.approx(judged.draws.interval(users_alone)), "the luck of the seeds is in it"
+    shown, over = want["rows"]["dig"]["figures"], want["over_references"]["popularity"]["differences"]
+    for variant, name in product(("all", "new"), ("recall@10", "ndcg@10")):
+        assert (
+            found["methods"]["dig"][f"{variant}.{name}"] == shown[f"{name}_{variant}"] and len(shown[f"{name}_{variant}"]["by_seed"]) == 2
+        )
+        assert found["dig_minus"]["popularity"][f"{variant}.{name}"] == over[f"{name}_{variant}"], "once, but beside every seed"
+    assert len(found["methods"]["popularity"]["all.recall@10"]["by_seed"]) == 1
+    about = {"seeds": {m: len(of) for m, of in runs.items()}, "dataset": "d", "date": "t", "confidence": 0.95, "runs": []}
+    text = bt.table(found | about | {"judged_on": {"part": "evaluation", "days": ["a", "b"]}})
+    low, high = found["dig_minus"]["base"]["auc_ci"]
+    assert f"| base | 2 | {found['methods']['base']['auc']:.4f} [{-high:+.4f}, {-low:+.4f}] |" in text
+    assert "In brackets: the method less dig, paired by user and seed, 95% interval over users and seeds." in text
+
+
 @pytest.mark.slow
 def test_runs_are_kept_taken_up_again_and_compared_by_user(world: ew.World, judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = load_bundle(Path(world.config.paths.at("checkpoints")) / ew.DAY.isoformat() / "bundle")
-    monkeypatch.setattr(bl.World, "bundle", lambda self, kind, seed: bundle)  # training it is another test's matter
-    asked = bl.World(config=world.config, day=ew.DAY, judged=judged, epochs=1, cap=2, patience=1, settings=(None, ()))
+    monkeypatch.setattr(br.World, "bundle", lambda self, kind, seed: bundle)  # training it is another test's matter
+    asked = br.World(config=world.config, day=ew.DAY, judged=judged, epochs=1, cap=2, patience=1, settings=(None, ()))
     told: list[str] = []
     found = bl.compare(asked, ["dig", "base", "popularity", "own"], [1, 2], told.append)
     assert len(told) == 6  # two seeds of two methods, and two methods without chance
@@ -253,24 +320,26 @@ def test_runs_are_kept_taken_up_again_and_compared_by_user(world: ew.World, judg
     gap = found["methods"]["dig"]["all.recall@10"]["mean"] - found["methods"]["popularity"]["all.recall@10"]["mean"]
     assert low <= gap <= high
 
-    def never(world: bl.World, seed: int) -> bl.Made:
+    def never(world: br.World, seed: int) -> br.Made:
         raise AssertionError("a finished run was made again")
 
-    monkeypatch.setattr(bl, "METHODS", dict.fromkeys(bl.METHODS, never))
+    monkeypatch.setattr(br, "METHODS", dict.fromkeys(br.METHODS, never))
+    told.clear()
     assert bl.compare(asked, ["dig", "base", "popularity", "own"], [1, 2], told.append) == found
-    assert "| popularity | 1 |" in bl.table(found)
-    assert bl.plot(found).axes
-    changed = bl.World(config=world.config, day=ew.DAY, judged=judged, epochs=2, cap=2, patience=1, settings=(None, ()))
+    assert told[-1] == "6/6 own seed 1: there already", "nothing was made, so nothing says how long the rest takes"
+    assert "| popularity | 1 |" in bt.table(found)
+    assert bt.plot(found).axes
+    changed = br.World(config=world.config, day=ew.DAY, judged=judged, epochs=2, cap=2, patience=1, settings=(None, ()))
     with pytest.raises(AssertionError, match="made again"):
-        bl.run_one(changed, "own", 1)
+        br.run_one(changed, "own", 1)
 
 
 def test_runs_on_validation_days_are_kept_beside_the_others(world: ew.World, judged: Judged) -> None:
     parts = {"evaluation": judged, "validation": Judged.open(world.config, ew.DAY, 40, part="validation")}
     lengths = {}
     for part, of in [*parts.items(), *parts.items()]:
-        asked = bl.World(config=world.config, day=ew.DAY, judged=of, epochs=9, cap=2, patience=1, settings=(None, ()))
-        arrays, _ = bl.run_one(asked, "own", 5)
+        asked = br.World(config=world.config, day=ew.DAY, judged=of, epochs=9, cap=2, patience=1, settings=(None, ()))
+        arrays, _ = br.run_one(asked, "own", 5)
         assert lengths.setdefault(part, len(arrays["score_R"])) == len(arrays["score_R"]) == len(exposed_rows(of.requests).label_R)
     assert lengths["evaluation"] != lengths["validation"]
     folder = Path(world.config.paths.home).resolve() / "benchmarks" / "baselines" / ew.DAY.isoformat()
@@ -281,14 +350,14 @@ def test_runs_on_validation_days_are_kept_beside_the_others(world: ew.World, jud
 def test_the_file_of_a_run_has_the_curve_and_the_table_says_where_the_last_epoch_won(
     world: ew.World, judged: Judged, days: Days, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bl.World, "days", lambda self, seed: replace(days, seed=seed, epochs=1, cap=self.cap, patience=self.patience))
-    asked = bl.World(config=world.config, day=ew.DAY, judged=judged, epochs=1, cap=1, patience=1, settings=(None, ()))
+    monkeypatch.setattr(br.World, "days", lambda self, seed: replace(days, seed=seed, epochs=1, cap=self.cap, patience=self.patience))
+    asked = br.World(config=world.config, day=ew.DAY, judged=judged, epochs=1, cap=1, patience=1, settings=(None, ()))
     found = bl.compare(asked, ["own", "sasrec", "din"], [4], lambda text: None)
     folder = Path(world.config.paths.home).resolve() / "benchmarks" / "baselines" / ew.DAY.isoformat()
     training = json.loads((folder / "sasrec-4.json").read_text())["training"]
     assert training == {"chosen": 1, "taken": 1, "cap": 1, "last_won": True, "curve": training["curve"]} and len(training["curve"]) == 1
     assert [run["training"] for run in found["runs"]][:2] == [None, training]
-    text = bl.table(found, "own")
+    text = bt.table(found, "own")
     assert "sasrec 4: 1 of 1" in text and "The last epoch allowed was the best of sasrec 4, din 4" in text
 
 
@@ -301,7 +370,8 @@ def test_requests_without_a_purchase_teach_retrievers_nothing(days: Days) -> Non
 
 def test_the_program_writes_figures_table_and_plot(world: ew.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = load_bundle(Path(world.config.paths.at("checkpoints")) / ew.DAY.isoformat() / "bundle")
-    monkeypatch.setattr(bl, "trained", lambda *asked: bundle)
+    for module in (bl, br):
+        monkeypatch.setattr(module, "dig_or_base", lambda *asked: bundle)
     sets = [f"paths.home={world.config.paths.home}", "evaluate.bootstrap=20", *(f"model.{k}={v}" for k, v in ew.SMALL.items())]
     given = [part for one in sets for part in ("--set", one)]
     chosen = ["--seeds", "1", "--methods", "own", "popularity", "base"]
@@ -311,3 +381,4 @@ def test_the_program_writes_figures_table_and_plot(world: ew.World, tmp_path: Pa
     assert found["own_minus"].keys() == {"popularity", "base"}
     assert "| base | 1 |" in (tmp_path / "baselines.md").read_text()
     assert (tmp_path / "baselines.png").stat().st_size > 10_000
+    assert (found["settings"], found["draws"]) == (sets, 20)

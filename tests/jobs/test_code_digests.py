@@ -77,7 +77,7 @@ def covered(module: str, code: tuple[str, ...]) -> bool:
         ("jobs.examples", "jobs.examples:CODE", SHARED_CODE),
         ("jobs.train", "jobs.train_inputs:CODE", ()),
         ("jobs.tokenizing", "jobs.sids_inputs:CODE", ()),
-        ("benchmarks.baselines", "benchmarks.baselines:CODE", ()),
+        ("benchmarks.baseline_runs", "benchmarks.baseline_runs:CODE", ()),
     ],
 )
 def test_a_jobs_code_digest_covers_what_it_imports(job: str, listed: str, shared: tuple[str, ...]) -> None:
@@ -97,4 +97,11 @@ def test_the_code_digest_of_sids_covers_what_their_tokenizer_imports(kind: str) 
 def test_a_module_that_a_job_imports_indirectly_is_found() -> None:
     assert {"jobs.cross_arrays", "dig_models.cross_files", "jobs.hashing"} <= reached("jobs.u2i_crosses")
     assert "jobs.config" not in reached("jobs.u2i_crosses")
-    assert {"benchmarks.quality", "dig_models.evaluate.lists", "dig_models.retrieve.trie"} <= reached("benchmarks.baselines")
+    runs = reached("benchmarks.baseline_runs")
+    assert {"benchmarks.baseline_trees", "dig_models.evaluate.lists", "dig_models.retrieve.trie"} <= runs
+
+
+def test_what_makes_the_table_of_the_baselines_makes_no_run_anew() -> None:
+    table = {f"benchmarks.{name}" for name in ("baselines", "baselines_table", "intervals", "ablation_samples", "quality")}
+    assert table & reached("benchmarks.baseline_runs") == set()
+    assert table - {"benchmarks.quality"} <= reached("benchmarks.baselines"), "else the first line says nothing"

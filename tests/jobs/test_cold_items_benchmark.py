@@ -130,6 +130,7 @@ def test_the_two_trainings_differ_in_the_dropout_and_their_homes_alone(tmp_path:
     assert [one.model.item_id_dropout for one in made.values()] == [config.model.item_id_dropout, 0.0]
     assert all(one.paths.home == str(home) and one.paths.at("lake") == config.paths.at("lake") for home, one in made.items())
     first, second = made.values()
+    assert (first.tokenizer, first.mlflow.tracking_uri) == ("dig", f"sqlite:///{tmp_path}/benchmarks/cold_items/mlflow/mlflow.db")
     assert first.model.model_copy(update={"item_id_dropout": 0.0}) == second.model and first.train == second.train
 
 
@@ -149,6 +150,7 @@ def test_the_program_compares_two_models_on_the_same_items(
     program(bundles, tmp_path, monkeypatch, *options)
     found = json.loads((tmp_path / "cold_items-validation.json").read_text())
     assert [model["item_id_dropout"] for model in found["models"]] == [0.5, 0.0]
+    assert "retrieve.beam=10" in found["settings"] and found["draws"] == 20
     assert found["judged_on"]["days"] == ["2017-11-06", "2017-11-08"] and 0 < found["held"] < found["items"] == ew.ITEMS
     written = (tmp_path / "cold_items-validation.txt").read_text()
     assert written == capsys.readouterr().out and f"{found['held']} of {ew.ITEMS} items held out by id" in written

@@ -8,15 +8,20 @@ import evaluation_world as ew
 import numpy as np
 import pytest
 
-from benchmarks import judging, quality, tabular
+from benchmarks import baseline_trees, judging, quality, tabular
+from benchmarks.ablation_rows import ROWS
+from benchmarks.ablation_runs import Place, Run
 from benchmarks.judging import MAX_AUC_LOSS
 from dig_models.bundle import load_bundle
 from dig_models.evaluate import ranking
 from dig_models.evaluate.scoring import exposed_rows, rank_rows
-from jobs.config import ConfigError
+from jobs.config import Config, ConfigError, load
 from jobs.dates import days_between
 from jobs.entry import JobError
 from jobs.lake import Lake
+
+SEEDS = [5, 6]
+SECTIONS = tuple(Config.model_fields)
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +31,15 @@ def found(tmp_path_factory):
     ew.train(world, seed=world.config.train.seed)
     bundle = load_bundle(f"{world.config.paths.at('checkpoints')}/{ew.DAY}/bundle")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quality, "trained", lambda *args: bundle)
-        return quality.compare(world.config, ew.DAY, [world.config.train.seed], None, ()), world, bundle
+        patch.setattr(quality, "dig_or_base", lambda *args: bundle)
+        return quality.compare(world.config, ew.DAY, SEEDS, None, ("evaluate.bootstrap=20",)), world, bundle
 
 
 @pytest.mark.slow
 def test_all_rankers_are_judged_on_the_same_rows(found):
     figures, world, bundle = found
     window = world.config.run_window(ew.DAY)
-    requests = quality.Data(world.config, bundle).requests(window.eval_first, window.eval_last)
+    requests = baseline_trees.Data(world.config, bundle).requests(window.eval_first, window.eval_last)
     rows = exposed_rows(requests)
     assert figures["rows"] == len(rows.label_R)
     auc = ranking.auc(rank_rows(bundle.model, requests, bundle.items), rows.label_R, rows.weight_R)
@@ -44,7 +49,8 @@ def test_all_rankers_are_judged_on_the_same_rows(found):
 
 @pytest.mark.slow
 def test_a_model_less_itself_is_exactly_zero_and_so_is_its_interval(found):
-    assert found[0]["differences"]["dig_minus_base"] == {"auc": 0.0, "auc_ci": (0.0, 0.0)}
+    same = {"auc": 0.0, "auc_ci": [0.0, 0.0], "auc_spread": 0.0, "auc_by_seed": [0.0, 0.0]}
+    assert found[0]["differences"]["dig_minus_base"] == same
     assert found[0]["limits"]["auc_not_more_than_0.001_below_base"]
 
 
@@ -57,15 +63,47 @@ def test_the_loss_allowed_is_that_of_the_ablation_and_more_of_it_is_not_met():
 
 
 @pytest.mark.slow
-def test_trees_learn_from_the_training_days(found):
+def test_trees_learn_from_the_training_days_with_every_seed(found):
     assert found[0]["methods"]["trees"]["auc"] > 0.7
+    assert len(found[0]["methods"]["trees"]["auc_by_seed"]) == len(found[0]["differences"]["dig_minus_trees"]["auc_by_seed"]) == len(SEEDS)
+
+
+@pytest.mark.slow
+def test_the_result_says_what_made_it(found):
+    assert (found[0]["settings"], found[0]["draws"], found[0]["seeds"]) == (["evaluate.bootstrap=20"], 20, SEEDS)
+    assert found[0]["judged_on"] == {"part": "evaluation", "days": ["2017-11-09", "2017-11-15"]}
+
+
+@pytest.mark.parametrize("kind", ["dig", "base"])
+def test_a_training_shared_with_the_ablation_has_its_settings_whatever_is_in_force(tmp_path, monkeypatch, kind):
+    asked = []
+    monkeypatch.setattr(judging, "trained", lambda *args: asked.append(args))
+    sets = (f"paths.home={tmp_path}", "tokenizer=rqvae", "mlflow.tracking_uri=http://mlflow:5000", "train.lr=0.5")
+    config = load(sets=sets, environ={})
+    judging.dig_or_base(config, ew.DAY, kind, 7, None, sets)
+    ((day, home, settings, given),) = asked
+    row = Run(
+        place=Place(config=config, day=ew.DAY, settings=None, sets=sets, home=judging.ablation_home(config, ew.DAY)), row=ROWS[kind], seed=7
+    )
+    ours, theirs = load(settings, given, environ={}), row.config
+    assert (day, home) == (ew.DAY, row.home) and ours == theirs
+    assert ours.digest(*SECTIONS) == theirs.digest(*SECTIONS)
+    assert (ours.tokenizer, ours.model.assignment, ours.model.loss.recall == 0) == ("dig", "online_rq", kind == "base")
+    assert ours.mlflow.tracking_uri == f"sqlite:///{judging.ablation_home(config, ew.DAY)}/mlflow/mlflow.db"
+
+
+def test_the_settings_of_a_shared_training_are_those_in_force_where_they_say_what_it_learns(tmp_path):
+    config = load(sets=[f"paths.home={tmp_path}"], environ={})
+    made = load(None, judging.changes_of(config, tmp_path, tmp_path / "own", config.train.seed, {}), environ={})
+    assert made.train.model_copy(update={"warm_start": config.train.warm_start}) == config.train and not made.train.warm_start
+    assert made.digest("model", "window", "tokenizer") == config.digest("model", "window", "tokenizer")
 
 
 @pytest.fixture(scope="module")
 def days(found):
     """Spec, items, and the requests of training, validation and evaluation days."""
     _, world, bundle = found
-    window, data = world.config.run_window(ew.DAY), quality.Data(world.config, bundle)
+    window, data = world.config.run_window(ew.DAY), baseline_trees.Data(world.config, bundle)
     spans = ((window.train_first, window.fit_last), (window.validation_first, window.train_last), (window.eval_first, window.eval_last))
     return bundle.spec, bundle.items, *(data.requests(*span) for span in spans)
 
@@ -151,6 +189,9 @@ def test_validation_days_end_where_evaluation_days_begin_and_acceptance_is_of_th
     parts = [judging.judged_days(config, day, part) for part in ("validation", "evaluation")]
     assert [*parts[0], *parts[1]] == days_between(window.validation_first, window.eval_last) and parts[0][-1] == window.train_last
     assert judging.facts(config, day, "evaluation")["acceptance"] and not judging.facts(config, day, "validation")["acceptance"]
+    assert (
+        judging.facts(config, day, "validation", ["a=1"])["settings"] == ["a=1"] and judging.facts(config, day, "validation")["draws"] == 20
+    )
     assert judging.facts(config, day, "validation")["judged_on"]["days"] == ["2017-11-26", "2017-11-28"]
 
 
