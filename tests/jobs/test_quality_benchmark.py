@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import baseline_trees, judging, quality, tabular
 from benchmarks.ablation_rows import ROWS
-from benchmarks.ablation_runs import Place, Run
+from benchmarks.ablation_runs import Place, Run, judge
 from benchmarks.judging import MAX_AUC_LOSS
 from dig_models.bundle import load_bundle
 from dig_models.evaluate import ranking
@@ -66,6 +66,14 @@ def test_the_loss_allowed_is_that_of_the_ablation_and_more_of_it_is_not_met():
 def test_trees_learn_from_the_training_days_with_every_seed(found):
     assert found[0]["methods"]["trees"]["auc"] > 0.7
     assert len(found[0]["methods"]["trees"]["auc_by_seed"]) == len(found[0]["differences"]["dig_minus_trees"]["auc_by_seed"]) == len(SEEDS)
+
+
+@pytest.mark.slow
+def test_the_interval_is_that_of_the_ablation(found):
+    figures, world, bundle = found
+    record = judge(world.config, ew.DAY, bundle, ROWS["base"])
+    assert figures["methods"]["base"]["auc_ci"] == pytest.approx(np.quantile(record["samples"]["rank_auc"], [0.025, 0.975]).tolist())
+    assert figures["users"] == record["users"]
 
 
 @pytest.mark.slow
