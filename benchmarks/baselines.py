@@ -1,4 +1,4 @@
-"""DIG beside the usual rankers and retrievers, on the same rows and requests, with intervals paired by user.
+"""DIG beside the usual rankers and retrievers, on the same rows and requests, with intervals paired by user and seed.
 
     python -m benchmarks.baselines [--date 2017-11-08] [--seeds 2017 7 18] [--methods dig base din sasrec …]
 

@@ -21,6 +21,8 @@ from jobs.entry import JobError
 from jobs.lake import Lake
 
 SEEDS = [5, 6]
+GROWN: list[int] = []
+"""Seeds that trees were trained with."""
 SECTIONS = tuple(Config.model_fields)
 
 
@@ -32,6 +34,7 @@ def found(tmp_path_factory):
     bundle = load_bundle(f"{world.config.paths.at('checkpoints')}/{ew.DAY}/bundle")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quality, "dig_or_base", lambda *args: bundle)
+        patch.setattr(quality, "trees", lambda *args: GROWN.append(args[-1]) or baseline_trees.trees(*args))
         return quality.compare(world.config, ew.DAY, SEEDS, None, ("evaluate.bootstrap=20",)), world, bundle
 
 
@@ -65,6 +68,7 @@ def test_the_loss_allowed_is_that_of_the_ablation_and_more_of_it_is_not_met():
 @pytest.mark.slow
 def test_trees_learn_from_the_training_days_with_every_seed(found):
     assert found[0]["methods"]["trees"]["auc"] > 0.7
+    assert GROWN == SEEDS
     assert len(found[0]["methods"]["trees"]["auc_by_seed"]) == len(found[0]["differences"]["dig_minus_trees"]["auc_by_seed"]) == len(SEEDS)
 
 
