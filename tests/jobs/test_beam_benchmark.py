@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
     world = ew.build(tmp_path_factory.mktemp("beam"), "retrieve.rerank=20")
-    ew.train(world)
+    ew.train(world, loss={"recall": 0.5})  # thirty steps are few for a small weight
     return Judged.open(world.config, ew.DAY, 25)
 
 

@@ -240,12 +240,11 @@ def test_with_the_setting_off_a_training_reads_nothing_more_and_has_the_lineage_
 
 @pytest.mark.slow
 def test_the_benchmark_of_a_training_step_reads_the_affinity_as_training_does(config: Config) -> None:
-    small = [f"model.{k}={v}" for k, v in ew.SMALL.items()]
-    inputs = train_inputs(aw.settings(Path(config.paths.home), *small), aw.DAY)
+    inputs = train_inputs(aw.settings(Path(config.paths.home)), aw.DAY)
     with process_group("gloo", 1) as world:
         found = step_benchmark.measure(inputs, world, steps=2, rounds=1)
         matrix = step_benchmark.item_neighbours(inputs, world)
-        assert step_benchmark.item_neighbours(replace(inputs, config=tw.settings(Path(config.paths.home), *small)), world) is None
+        assert step_benchmark.item_neighbours(replace(inputs, config=tw.settings(Path(config.paths.home))), world) is None
     assert found["steps"] == 2 and found["median"]["streamed_ms"] > 0
     assert matrix is not None and len(matrix.item_X) > 0
 
