@@ -87,7 +87,7 @@ def plot(found: dict[str, Any]) -> Figure:
         axes.set(title=title, ylim=(len(values) - 0.5, -0.5))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", color="#d9dee3")
-        axes.locator_params(axis="x", nbins=5)
+        axes.locator_params(axis="x", nbins=4)
     right.axvline(0, color="#6a737d", linewidth=1)
     right.axvline(-MAX_AUC_LOSS, color="#c2571a", linewidth=1, linestyle="--")
     return figure
