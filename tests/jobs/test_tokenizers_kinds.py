@@ -23,7 +23,7 @@ SMALL = {
     "unisid": {"epochs": "1", "dim": "8", "heads": "2", "layers": "1"},
     "diger": {"epochs": "1", "layers": "1", "dim": "16", "feed_forward": "16", "heads": "2", "head_dim": "8", "history": "4"},
 }
-NAMES = [*MODES["quick"].compared, "rqvae:tiger", "rqvae:letter", "diger:detached"]
+NAMES = [*MODES["quick"].compared, "rqvae:tiger", "rqvae:letter", "diger:joint", "diger:detached"]
 
 
 @pytest.mark.usefixtures("given_vectors")
