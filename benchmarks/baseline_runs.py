@@ -153,9 +153,13 @@ def regression(world: World, seed: int) -> Made:
     return Made({"score_R": logistic(fit, exposed_rows(days.fit).label_R, test, seed)})
 
 
-def boosted(world: World, seed: int) -> Made:
+def boosted(*, shares: bool) -> Method:
     """Gradient-boosted trees."""
-    return Made({"score_R": trees(world.config, world.day, world.data, world.judged.requests, seed)})
+
+    def run(world: World, seed: int) -> Made:
+        return Made({"score_R": trees(world.config, world.day, world.data, world.judged.requests, seed, shares=shares)})
+
+    return run
 
 
 def network(kind: Literal["din", "dcn"]) -> Method:
@@ -184,7 +188,8 @@ METHODS: Mapping[str, Method] = {
     "popularity": plain("popularity"),
     "own": plain("own"),
     "logistic": regression,
-    "trees": boosted,
+    "trees": boosted(shares=True),
+    "trees_plain": boosted(shares=False),
     "din": network("din"),
     "dcn": network("dcn"),
     "towers": retrieving(TowerRetriever),

@@ -19,6 +19,7 @@ little better than they are; ``dig`` and ``base`` had no such choice.
 ``own``         the user's own most frequent items, then popularity; as a ranker, the user's count in the longest window, then popularity
 ``logistic``    logistic regression on crosses, numbers and every bucket of every field (scikit-learn)
 ``trees``       histogram gradient boosting on the same fields, wide and multi-valued ones as shares of earlier days (scikit-learn)
+``trees_plain`` the same trees without those shares: nothing that the networks do not read
 ``din``         DIN: fields, crosses, history read by the item
 ``dcn``         DCNv2: fields, crosses, mean of the history, cross layers
 ``towers``      two towers with in-batch softmax, searched by FAISS

@@ -77,7 +77,7 @@ def table(found: Mapping[str, Any], against: str = "dig") -> str:
     notes = [f"{found['dataset']}, {found['date']}, {found['judged_on']['part']} days {' to '.join(found['judged_on']['days'])}."]
     covered = "users and seeds" if max(found["seeds"].values()) > 1 else "users alone, for there is one seed"
     notes += [f"In brackets: the method less {against}, paired by user and seed, {found['confidence']:.0%} interval over {covered}."]
-    if {"logistic", "trees"} & found["methods"].keys():
+    if {"logistic", "trees", "trees_plain"} & found["methods"].keys():
         notes.append(f"Left out of logistic and trees: {LEFT_OUT}.")
     networks = [run for run in found["runs"] if run["training"]]
     if networks:

@@ -106,6 +106,7 @@ class TreeColumns:
         seen: of each field that is not a category, by its place among the fields of ``buckets``.
         rows_U, bought_U: training rows, and bought ones, of days before each; one more entry than ``day_U``.
         categorical: columns that are categories.
+        shares: columns that are shares of earlier days.
         affinity: of the model compared with, if it reads one.
     """
 
@@ -116,6 +117,7 @@ class TreeColumns:
     rows_U: NDArray[np.float64]
     bought_U: NDArray[np.float64]
     categorical: list[int]
+    shares: list[int]
     affinity: Affinity | None = None
 
     @classmethod
@@ -123,17 +125,24 @@ class TreeColumns:
         """Count the exposed rows of training requests."""
         rows = exposed_rows(requests)
         day_U, at_R = np.unique(requests.ts_B[rows.request_R] // SECONDS_PER_DAY, return_inverse=True)
-        seen, categorical, width = {}, [], spec.cross_width + (affinity is not None) + len(items.numbers)
+        seen, categorical, shares = {}, list[int](), list[int]()
+        width = spec.cross_width + (affinity is not None) + len(items.numbers)
         for place, (field, bucket_RW) in enumerate(buckets(spec, items, requests)):
             if _is_category(field, bucket_RW):
                 categorical.append(width)
                 width += 1
             else:
                 seen[place] = _Seen(*(_up_to(at_R, bucket_RW, weight_R, len(day_U), field.buckets) for weight_R in (None, rows.label_R)))
+                shares += [width, width + 1]
                 width += 2
         totals = [np.concatenate([[0.0], np.cumsum(np.bincount(at_R, weights=w, minlength=len(day_U)))]) for w in (None, rows.label_R)]
         sums = {"rows_U": totals[0], "bought_U": totals[1]}
-        return cls(spec=spec, items=items, day_U=day_U, seen=seen, **sums, categorical=categorical, affinity=affinity)
+        return cls(spec=spec, items=items, day_U=day_U, seen=seen, **sums, categorical=categorical, shares=shares, affinity=affinity)
+
+    @property
+    def width(self) -> int:
+        """Number of columns ``X``."""
+        return len(self.categorical) + len(self.shares) + self.spec.cross_width + (self.affinity is not None) + len(self.items.numbers)
 
     def of(self, requests: RequestTable) -> Floats:
         """Columns of the exposed rows of any requests, ``(R, X)``; NaN where no training day is before the row, or a row has no value."""

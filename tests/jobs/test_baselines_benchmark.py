@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import ablation_table
+from benchmarks import ablation_table, baseline_trees
 from benchmarks import baseline_runs as br
 from benchmarks import baselines as bl
 from benchmarks import baselines_table as bt
@@ -125,6 +125,26 @@ def test_baselines_see_the_affinity_that_the_model_reads_as_its_last_cross(
     assert fit.shape[1] == test.shape[1] == linear(days.spec, days.items, days.fit, judged.requests)[0].shape[1] + 1
     score_R, _ = ranker("dcn", replace(days, affinity=affinity, epochs=1), judged.requests)
     assert len(score_R) == len(exposed_rows(judged.requests).label_R) and np.isfinite(score_R).all()
+
+
+def test_trees_without_shares_read_what_a_row_is_and_nothing_of_earlier_labels(
+    world: ew.World, days: Days, judged: Judged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = TreeColumns.fit(days.spec, days.items, days.fit)
+    other = replace(days.fit, label_R=1.0 - days.fit.label_R)
+    turned = TreeColumns.fit(days.spec, days.items, other).of(days.fit)
+    assert columns.of(days.fit).shape[1] == columns.width
+    moved = np.flatnonzero((columns.of(days.fit) != turned).any(axis=0) & ~np.isnan(turned).all(axis=0))
+    assert len(moved) and set(moved) <= set(columns.shares), "only shares count labels"
+    asked = list[int]()
+    grower = baseline_trees.HistGradientBoostingClassifier
+    fit = grower.fit
+    monkeypatch.setattr(Data, "requests", lambda self, first, last: days.fit)
+    monkeypatch.setattr(grower, "fit", lambda self, x, *rest, **more: asked.append(x.shape[1]) or fit(self, x, *rest, **more))
+    data = Data(world.config, judged.bundle)
+    scores = [baseline_trees.trees(world.config, ew.DAY, data, judged.requests, 3, shares=shares) for shares in (True, False)]
+    assert asked == [columns.width, columns.width - len(columns.shares)]
+    assert not np.array_equal(*scores)
 
 
 def planned(days: Days, figures: list[float], *, patient: bool) -> tuple[Curve, float, list[list[float]]]:
