@@ -20,7 +20,7 @@ from jobs.checks.profile import DayProfile, compare, day_profiles
 from jobs.checks.rules import Gate, Severity
 from jobs.checks.suites import Finding, Suite, days_suite, judge, rows_suite, schema_suite
 from jobs.checks.tables import gate_of
-from jobs.config import Config
+from jobs.config import ChecksConfig, Config
 from jobs.entry import JobError
 from jobs.files import replace_text
 from jobs.lake import Lake, shown
@@ -112,7 +112,7 @@ def _suites(
     trailing = {d: {t: known[t] for t in _before(d, limits.trailing_days) if t in known} for d in days}
     compared = {d.isoformat(): compare(gate, profiles[d.isoformat()], trailing[d], limits.min_trailing_days) for d in days}
     asked = {d.isoformat(): profiles[d.isoformat()] for d in days}
-    empty = {d.isoformat(): None if d in limits.quiet_days else _if_empty(gate, d, known, trailing[d].values(), lake) for d in days}
+    empty = {d.isoformat(): None if d in limits.quiet_days else _if_empty(gate, d, known, trailing[d].values(), limits, lake) for d in days}
     suites = [schema_suite(gate, types), rows_suite(gate, profiles), days_suite(gate, asked, compared, empty, limits)]
     return suites, [d for d in days if compared[d.isoformat()].history < limits.min_trailing_days]
 
@@ -131,11 +131,14 @@ def _history(gate: Gate, profiles: Mapping[str, DayProfile], days: Sequence[date
     return known
 
 
-def _if_empty(gate: Gate, day: date, known: Mapping[date, DayProfile], trailing: Iterable[DayProfile], lake: Lake) -> Severity | None:
+def _if_empty(
+    gate: Gate, day: date, known: Mapping[date, DayProfile], trailing: Iterable[DayProfile], limits: ChecksConfig, lake: Lake
+) -> Severity | None:
     """How bad it is when a day has no rows.
 
     Raw tables: a warning if a later day has rows, which shows that the source did arrive and the day was a quiet one.
-    Made from another table: fine where that has no rows either. Otherwise critical, once earlier days had rows.
+    Made from another table: fine where that has no rows either; a warning where its users may all be new and no limit says that a day's
+    volume cannot fall to nothing. Otherwise critical, once earlier days had rows.
     """
     if gate.raw and _arrived_later(gate.table, day, known, lake):
         return "warning"
@@ -143,7 +146,11 @@ def _if_empty(gate: Gate, day: date, known: Mapping[date, DayProfile], trailing:
         marker = lake.marker(gate.source, day)
         if marker is not None and not marker.rows:
             return None
-    return "critical" if gate.must_have_rows or any(p.rows for p in trailing) else "warning"
+    full = sum(p.rows > 0 for p in trailing)
+    limited = full >= limits.min_trailing_days and limits.row_count_ratio[0] > 0
+    if gate.newcomers and not limited:
+        return "warning"
+    return "critical" if gate.must_have_rows or full else "warning"
 
 
 def _arrived_later(table: str, day: date, known: Mapping[date, DayProfile], lake: Lake) -> bool:

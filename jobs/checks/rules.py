@@ -110,6 +110,7 @@ class Gate:
         raw: whether the table comes from outside, so that a day without rows may be one without events.
         must_have_rows: whether the first days, too, must have rows.
         source: committed table whose rows of a day are what this table's rows are made from.
+        newcomers: whether nothing is made of those rows where their users are all new, so that no rows at all is but a warning.
     """
 
     table: str
@@ -122,6 +123,7 @@ class Gate:
     raw: bool = False
     must_have_rows: bool = False
     source: str = ""
+    newcomers: bool = False
 
     @property
     def feature_names(self) -> tuple[str, ...]:

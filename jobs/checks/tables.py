@@ -176,6 +176,7 @@ def _u2i_crosses(config: Config) -> Gate:
             Feature(name="days_since_last", bins=number_bin(f"(CAST({DAY_START} - last_ts AS DOUBLE) / {SECONDS_PER_DAY})")),
         ),
         source="requests",
+        newcomers=True,
     )
 
 

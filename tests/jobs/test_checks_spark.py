@@ -303,6 +303,19 @@ def test_examples_may_be_empty_only_where_there_were_no_requests(spark: SparkSes
         gate(spark, lake, "examples", staged, 2)
 
 
+def test_a_day_of_new_users_alone_has_no_crosses_and_passes_unless_there_should_be_more(spark: SparkSession, lake: Lake) -> None:
+    when = days(8)
+    commit(spark, lake, "requests", good("requests", 8), when, {})
+    staged = frame(spark, "u2i_crosses", rows_of("u2i_crosses", when[0]))
+    report = gate(spark, lake, "u2i_crosses", staged, 2)
+    assert [(f.severity, f.says, f.observed) for f in report.findings] == [("warning", "has rows", {when[1].isoformat(): "0 rows"})]
+    staged = frame(spark, "u2i_crosses", [row for day in when[:-1] for row in rows_of("u2i_crosses", day)])
+    with pytest.raises(GateFailed, match=r"\(rows\): expected has rows; 2020-03-08: 0 rows"):
+        gate(spark, lake, "u2i_crosses", staged, 8)
+    loose = config_of(lake.root.parent, row_count_ratio=(0.0, 1000.0))
+    assert gate(spark, lake, "u2i_crosses", staged, 8, loose).critical == []
+
+
 def test_gates_that_are_off_still_leave_profiles_for_later(spark: SparkSession, lake: Lake) -> None:
     bad = spoil(good("users", 1), user_id=None)
     report = gate(spark, lake, "users", frame(spark, "users", bad), 1, config_of(lake.root.parent, enabled=False))
