@@ -21,17 +21,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from benchmarks.baseline_models import DOMAINS, Ranker, SasRec, TwoTower
+from benchmarks.baseline_models import Ranker, SasRec, TwoTower
 from dig_models import losses
 from dig_models.affinity import Affinity
 from dig_models.batch import Batch
 from dig_models.config import TrainConfig
 from dig_models.crosses import CrossStore
+from dig_models.dig import DOMAINS
 from dig_models.evaluate import ranking
 from dig_models.evaluate.retrieval import NONE
 from dig_models.evaluate.scoring import exposed_rows
 from dig_models.features import SOURCE_EXPOSED, FeatureSpec
 from dig_models.items import ItemTable
+from dig_models.nn.norm import commit_moments, members
 from dig_models.retrieve.trie import Int64
 from dig_models.train import optim
 from dig_models.train.data import RequestTable, collate, pair_lookup, popular_chances
@@ -201,7 +203,9 @@ def ranker(kind: Literal["din", "dcn"], days: Days, test: RequestTable) -> tuple
     size, negatives = days.train.requests_per_batch, days.train.random_negatives
 
     def loss(batch: Batch) -> Tensor:
-        return losses.click_loss(model(batch), batch.offset_R, batch.label_R, F.one_hot(batch.domain_R, DOMAINS).float())
+        logit_R = model(batch)
+        commit_moments([model.norm])
+        return losses.click_loss(logit_R, batch.offset_R, batch.label_R, members(batch.domain_R, DOMAINS))
 
     def judge() -> float:
         rows = exposed_rows(days.validation)

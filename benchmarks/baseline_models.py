@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dig_models.batch import Batch
+from dig_models.dig import CROSS_EPS, DOMAINS
 from dig_models.features import FeatureSpec
 from dig_models.items import ItemTable
 from dig_models.nn.attention import HistoryAttention, RowLayout, UserSide
 from dig_models.nn.dcn import CrossNetwork
 from dig_models.nn.embedding import FieldEmbedding, renamed
+from dig_models.nn.norm import DomainNorm, members
 
-DOMAINS = 2
 HEADS = 2
 """Of SASRec's self-attention."""
 SMALL = 0.1
@@ -64,8 +65,8 @@ class Ranker(nn.Module):
 
     ``din`` (Zhou et al., 2018, arXiv 1706.06978): the history read by the item, then a perceptron. ``dcn`` (Wang et al., 2021, arXiv
     2008.13535): the mean of the history, cross layers beside a perceptron (its parallel form). Both see fields,
-    history and ``crosses`` model crosses. Crosses alone are normalised, and field embeddings start small: normalised with the rest, the
-    vectors of rare values count as much as any from the first step on, and those of values that training never saw are loud noise.
+    history and ``crosses`` model crosses. These alone are normalised, as DIG's are: under the usual batch normalisation an offer that
+    training hardly saw came out hundreds of deviations high once a week had it, which cost .04 of AUC. Field embeddings start small.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Ranker(nn.Module):
                 for weight in table.parameters():
                     weight.mul_(SMALL)
         width = self.fields.user_fields.width + 2 * dim + crosses
-        self.norm = nn.BatchNorm1d(crosses)
+        self.norm = DomainNorm(crosses, DOMAINS, eps=CROSS_EPS)
         self.cross = CrossNetwork(width, 2, dim) if kind == "dcn" else None
         self.deep = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Dropout(0.3), nn.Linear(hidden, hidden), nn.SiLU())
         self.head = nn.Linear(hidden + (width if kind == "dcn" else 0), 1, bias=False)
@@ -96,7 +97,7 @@ class Ranker(nn.Module):
         else:
             read_RD = pooled_BD.index_select(0, batch.request_R)
         user_RX = self.fields.users(batch.user_BF).index_select(0, batch.request_R)
-        x_RX = torch.cat([user_RX, read_RD, e_RD, self.norm(batch.cross_RC)], dim=1)
+        x_RX = torch.cat([user_RX, read_RD, e_RD, self.norm(batch.cross_RC, members(batch.domain_R, DOMAINS))], dim=1)
         deep = self.deep(x_RX)
         out: Tensor = self.head(deep if self.cross is None else torch.cat([deep, self.cross(x_RX)], dim=1)).squeeze(1)
         return out + 10.0 * self.bias.index_select(0, batch.domain_R)

@@ -35,7 +35,7 @@ from benchmarks.baseline_fit import (
     ranker,
     with_positives,
 )
-from benchmarks.baseline_models import SasRec
+from benchmarks.baseline_models import Ranker, SasRec
 from benchmarks.baseline_trees import Data
 from benchmarks.judging import Judged
 from benchmarks.tabular import TreeColumns, linear, numbers
@@ -48,6 +48,7 @@ from dig_models.evaluate import ranking
 from dig_models.evaluate.lists import recommend_all
 from dig_models.evaluate.scoring import exposed_rows
 from dig_models.features import SOURCE_EXPOSED
+from dig_models.nn.norm import commit_moments
 from dig_models.train import optim
 from jobs.dates import days_between
 
@@ -88,6 +89,19 @@ def test_a_ranker_ranks_and_gives_the_same_scores_again(kind: str, days: Days, j
     again_R, curve_again = ranker(kind, days, judged.requests)  # type: ignore[arg-type]
     np.testing.assert_array_equal(score_R, again_R)
     assert curve == curve_again and len(curve.figures) == days.epochs == curve.cap
+
+
+@pytest.mark.parametrize("kind", ["din", "dcn"])
+def test_an_offer_that_training_never_saw_says_nothing_to_a_ranker(kind: str, days: Days) -> None:
+    model = Ranker(kind, days.spec, days.items, days.crosses)  # type: ignore[arg-type]
+    for batch in days.batches(days.fit, days.shuffled(0), 32):
+        model(replace(batch, cross_RC=batch.cross_RC * (torch.arange(days.crosses) != 1)))
+        commit_moments([model.norm])
+    model.eval()
+    seen, new = (torch.where(torch.arange(days.crosses) == 1, value, batch.cross_RC) for value in (0.0, 1.0))
+    scores = [model(replace(batch, cross_RC=cross_RC)) for cross_RC in (seen, new)]
+    torch.testing.assert_close(*scores, rtol=0, atol=0)
+    assert not torch.equal(scores[0], model(replace(batch, cross_RC=seen + (torch.arange(days.crosses) == 0))))
 
 
 @pytest.fixture(scope="module")
