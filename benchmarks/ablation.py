@@ -44,6 +44,7 @@ from benchmarks.judging import (
     add_validation,
     asked,
     build_features,
+    deciding,
     facts,
     part_of,
     result_name,
@@ -110,7 +111,7 @@ def report(
     found = summary(records, place.config.evaluate.confidence) | {
         **about,
         "sample_users": place.config.dataset.sample_users,
-        "settings": list(place.sets),
+        "settings": deciding(place.sets),
         "judged": {what: every[0][what] for what in ("rows", "users")} | {"requests": max(record["requests"] for record in every)},
         "draws": place.config.evaluate.bootstrap,
         "labels": {row.name: row.label for row in rows},

@@ -95,7 +95,7 @@ def facts(config: Config, day: date, part: Part, sets: Sequence[str] | None = No
         config: settings in force.
         day: the run date.
         part: the days judged on.
-        sets: overrides that the settings were read with; None if the caller says them itself.
+        sets: overrides that the settings were read with (``deciding`` ones are said); None if the caller says them itself.
     """
     days, reserved = judged_days(config, day, part), config.dataset.acceptance_from
     return {
@@ -104,8 +104,13 @@ def facts(config: Config, day: date, part: Part, sets: Sequence[str] | None = No
         "acceptance": reserved is not None and days[-1] >= reserved,
         "judged_on": {"part": part, "days": [days[0].isoformat(), days[-1].isoformat()]},
         "draws": config.evaluate.bootstrap,
-        **({} if sets is None else {"settings": list(sets)}),
+        **({} if sets is None else {"settings": deciding(sets)}),
     }
+
+
+def deciding(sets: Sequence[str]) -> list[str]:
+    """Overrides without those of folders, which decide no figure and are another machine's."""
+    return [one for one in sets if not one.startswith("paths.")]
 
 
 def judged_date(config: Config, asked: date | None, *, acceptance: bool) -> date:

@@ -202,7 +202,8 @@ def test_validation_days_end_where_evaluation_days_begin_and_acceptance_is_of_th
     assert [*parts[0], *parts[1]] == days_between(window.validation_first, window.eval_last) and parts[0][-1] == window.train_last
     assert judging.facts(config, day, "evaluation")["acceptance"] and not judging.facts(config, day, "validation")["acceptance"]
     assert (
-        judging.facts(config, day, "validation", ["a=1"])["settings"] == ["a=1"] and judging.facts(config, day, "validation")["draws"] == 20
+        judging.facts(config, day, "validation", ["paths.home=/x", "a=1"])["settings"] == ["a=1"]
+        and judging.facts(config, day, "validation")["draws"] == 20
     )
     assert judging.facts(config, day, "validation")["judged_on"]["days"] == ["2017-11-26", "2017-11-28"]
 
