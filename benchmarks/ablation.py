@@ -125,6 +125,8 @@ def report(
     )
     if len(codes) > 1:
         head += f"NOTE: the runs were made by {len(codes)} versions of the code; --again makes them all by this one\n"
+    if name.startswith("ablation-quick"):
+        head += "NOTE: --quick, a short window and few requests: it shows that all runs; `make ablation` says what a part is worth\n"
     if left_out:
         head += f"NOTE: left out, for the data set cannot have them: {', '.join(left_out)}\n"
     table = head + "\n" + text(found, rows)
@@ -237,6 +239,7 @@ def main() -> None:
     except subprocess.CalledProcessError as error:
         parser.exit(2, f"a training ended with status {error.returncode}; its train.log under {home / 'models'} says why\n")
     print(table, end="", flush=True)
+    _say(f"\nwritten to {args.results}: {result_name(config, name, place.part)}.json, .txt and .png")
     if args.baselines:
         sys.exit(subprocess.run(baselines_command(place, seeds, args.results), check=False).returncode)
 

@@ -38,7 +38,7 @@ from typing import Any
 
 from benchmarks.baseline_runs import METHODS, UNSEEDED, Arrays, Kept, World, run_one
 from benchmarks.baselines_table import plot, summary, table
-from benchmarks.judging import SEEDS, Judged, add_options, add_validation, asked, dig_or_base, facts, part_of, result_name
+from benchmarks.judging import SEEDS, Judged, add_options, add_validation, asked, dig_or_base, facts, part_of, plainly, result_name
 from jobs.evaluate import finite
 from jobs.files import replace_text
 from jobs.runs import write_json
@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@plainly
 def main() -> None:
     """Parse the options, run what is missing, write table and plot."""
     parser = _parser()

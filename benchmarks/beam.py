@@ -36,7 +36,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from benchmarks.judging import Judged, add_options, add_validation, asked, facts, part_of, result_name
+from benchmarks.judging import Judged, add_options, add_validation, asked, facts, part_of, plainly, result_name
 from dig_models.evaluate.lists import VARIANTS, Variant
 from dig_models.evaluate.retrieval import NONE
 from dig_models.retrieve.beam import OPEN, Retrieved
@@ -201,6 +201,7 @@ def plot(found: dict[str, Any]) -> Figure:
     return figure
 
 
+@plainly
 def main() -> None:
     """Parse the options, measure, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])

@@ -40,6 +40,7 @@ from benchmarks.judging import (
     changes_of,
     facts,
     part_of,
+    plainly,
     result_name,
     trained,
 )
@@ -167,6 +168,7 @@ def _fraction(value: str) -> float:
     return share
 
 
+@plainly
 def main() -> None:
     """Parse the options, measure, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])

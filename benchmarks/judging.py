@@ -9,17 +9,17 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dig_models.bundle import Bundle, load_bundle
+from dig_models.bundle import Bundle, BundleError, load_bundle
 from dig_models.crosses import CrossStore
 from dig_models.evaluate import bootstrap, retrieval
 from dig_models.evaluate.lists import VARIANTS, Variant
@@ -106,6 +106,26 @@ def facts(config: Config, day: date, part: Part, sets: Sequence[str] | None = No
         "draws": config.evaluate.bootstrap,
         **({} if sets is None else {"settings": deciding(sets)}),
     }
+
+
+def plainly(main: Callable[[], None]) -> Callable[[], None]:
+    """A program that ends with one message and status 2 where something it reads is not there, not with a traceback."""
+
+    @wraps(main)
+    def run() -> None:
+        try:
+            main()
+        except (BundleError, JobError) as error:
+            sys.exit(_told(f"{error}\n`make retrain` for the date makes lake and model"))
+        except subprocess.CalledProcessError as error:
+            sys.exit(_told(f"a job that this needs ended with status {error.returncode}; what it said is above"))
+
+    return run
+
+
+def _told(message: str) -> int:
+    print(message, file=sys.stderr)
+    return 2
 
 
 def deciding(sets: Sequence[str]) -> list[str]:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from benchmarks.judging import add_options, asked, result_name
+from benchmarks.judging import add_options, asked, plainly, result_name
 from dig_models import u2t
 from dig_models.affinity import Affinity, beside
 from dig_models.batch import Batch
@@ -257,6 +257,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
                 yield f"    {name:18}" + " ".join(f"{value:.3f}" for value in values)
 
 
+@plainly
 def main() -> None:
     """Parse the options, measure on the validation days of a finished run, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])

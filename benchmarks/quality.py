@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.baseline_trees import Data, trees
 from benchmarks.intervals import Judge, auc_told, between
-from benchmarks.judging import MAX_AUC_LOSS, Floats, add_options, asked, dig_or_base, facts, result_name
+from benchmarks.judging import MAX_AUC_LOSS, Floats, add_options, asked, dig_or_base, facts, plainly, result_name
 from benchmarks.tabular import LEFT_OUT
 from dig_models.evaluate.scoring import exposed_rows, rank_rows
 from jobs.config import Config
@@ -93,6 +93,7 @@ def plot(found: dict[str, Any]) -> Figure:
     return figure
 
 
+@plainly
 def main() -> None:
     """Parse the options, compare, write, and say what came out."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])

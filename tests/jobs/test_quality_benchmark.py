@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from datetime import date
 
@@ -12,7 +13,7 @@ from benchmarks import baseline_trees, judging, quality, tabular
 from benchmarks.ablation_rows import ROWS
 from benchmarks.ablation_runs import Place, Run, judge
 from benchmarks.judging import MAX_AUC_LOSS
-from dig_models.bundle import load_bundle
+from dig_models.bundle import BundleError, load_bundle
 from dig_models.evaluate import ranking
 from dig_models.evaluate.scoring import exposed_rows, rank_rows
 from jobs.config import Config, ConfigError, load
@@ -222,3 +223,23 @@ def test_days_without_a_request_are_refused(tmp_path):
 @pytest.mark.slow
 def test_the_figures_are_drawn(found):
     assert quality.plot(found[0]).get_axes()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (BundleError("bundle: not found"), "bundle: not found\n`make retrain`"),
+        (JobError("table examples: 1 of 1 days are missing"), "table examples: 1 of 1 days are missing"),
+        (subprocess.CalledProcessError(2, "jobs.launch"), "ended with status 2"),
+    ],
+)
+def test_what_is_missing_ends_a_benchmark_with_a_message_and_no_traceback(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @judging.plainly
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and said in capsys.readouterr().err
