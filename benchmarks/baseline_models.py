@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dig_models.batch import Batch
-from dig_models.dig import CROSS_EPS, DOMAINS
+from dig_models.dig import BIAS_GAIN, CROSS_EPS, DOMAINS
 from dig_models.features import FeatureSpec
 from dig_models.items import ItemTable
 from dig_models.nn.attention import HistoryAttention, RowLayout, UserSide
@@ -100,7 +100,7 @@ class Ranker(nn.Module):
         x_RX = torch.cat([user_RX, read_RD, e_RD, self.norm(batch.cross_RC, members(batch.domain_R, DOMAINS))], dim=1)
         deep = self.deep(x_RX)
         out: Tensor = self.head(deep if self.cross is None else torch.cat([deep, self.cross(x_RX)], dim=1)).squeeze(1)
-        return out + 10.0 * self.bias.index_select(0, batch.domain_R)
+        return out + BIAS_GAIN * self.bias.index_select(0, batch.domain_R)
 
 
 class TwoTower(nn.Module):

@@ -44,18 +44,14 @@ def trees(config: Config, day: date, data: Data, test: RequestTable, seed: int, 
         data: examples, on the catalogue of the model compared with.
         test: requests whose exposed rows to score.
         seed: of the fit.
-        shares: whether they read what was bought of a field's bucket on earlier days (``TreeColumns.shares``), which no network here does.
+        shares: whether they read what was bought of a field's bucket on earlier days (``TreeColumns.seen``), which no network here does.
     """
     window = config.run_window(day)
     fit, validation = data.requests(window.train_first, window.fit_last), data.requests(window.validation_first, window.train_last)
-    columns = TreeColumns.fit(data.spec, data.items, fit, data.affinity)
-    kept = [at for at in range(columns.width) if shares or at not in columns.shares]
-    categorical = [kept.index(at) for at in columns.categorical]
+    columns = TreeColumns.fit(data.spec, data.items, fit, data.affinity, shares=shares)
     model = HistGradientBoostingClassifier(
-        max_iter=400, learning_rate=0.08, max_leaf_nodes=63, l2_regularization=1.0, categorical_features=categorical,
+        max_iter=400, learning_rate=0.08, max_leaf_nodes=63, l2_regularization=1.0, categorical_features=columns.categorical,
         early_stopping=True, n_iter_no_change=15, scoring="roc_auc", random_state=seed,
     )  # fmt: skip
-    read = {part: columns.of(requests)[:, kept] for part, requests in (("fit", fit), ("validation", validation), ("test", test))}
-    label_R, validation_R = exposed_rows(fit).label_R, exposed_rows(validation).label_R
-    model.fit(read["fit"], label_R, X_val=read["validation"], y_val=validation_R)
-    return np.asarray(model.decision_function(read["test"]), dtype=np.float64)
+    model.fit(columns.of(fit), exposed_rows(fit).label_R, X_val=columns.of(validation), y_val=exposed_rows(validation).label_R)
+    return np.asarray(model.decision_function(columns.of(test)), dtype=np.float64)

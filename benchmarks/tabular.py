@@ -103,10 +103,9 @@ class TreeColumns:
 
     Attributes:
         day_U: days with training rows, ascending, days since 1970.
-        seen: of each field that is not a category, by its place among the fields of ``buckets``.
+        seen: of each field that is read as shares of earlier days, by its place among the fields of ``buckets``.
         rows_U, bought_U: training rows, and bought ones, of days before each; one more entry than ``day_U``.
         categorical: columns that are categories.
-        shares: columns that are shares of earlier days.
         affinity: of the model compared with, if it reads one.
     """
 
@@ -117,40 +116,37 @@ class TreeColumns:
     rows_U: NDArray[np.float64]
     bought_U: NDArray[np.float64]
     categorical: list[int]
-    shares: list[int]
     affinity: Affinity | None = None
 
     @classmethod
-    def fit(cls, spec: FeatureSpec, items: ItemTable, requests: RequestTable, affinity: Affinity | None = None) -> TreeColumns:
-        """Count the exposed rows of training requests."""
+    def fit(
+        cls, spec: FeatureSpec, items: ItemTable, requests: RequestTable, affinity: Affinity | None = None, *, shares: bool = True
+    ) -> TreeColumns:
+        """Count the exposed rows of training requests; without ``shares`` a field that is not a category has no column."""
         rows = exposed_rows(requests)
         day_U, at_R = np.unique(requests.ts_B[rows.request_R] // SECONDS_PER_DAY, return_inverse=True)
-        seen, categorical, shares = {}, list[int](), list[int]()
-        width = spec.cross_width + (affinity is not None) + len(items.numbers)
+        seen, categorical, width = {}, [], spec.cross_width + (affinity is not None) + len(items.numbers)
         for place, (field, bucket_RW) in enumerate(buckets(spec, items, requests)):
             if _is_category(field, bucket_RW):
                 categorical.append(width)
                 width += 1
-            else:
+            elif shares:
                 seen[place] = _Seen(*(_up_to(at_R, bucket_RW, weight_R, len(day_U), field.buckets) for weight_R in (None, rows.label_R)))
-                shares += [width, width + 1]
                 width += 2
         totals = [np.concatenate([[0.0], np.cumsum(np.bincount(at_R, weights=w, minlength=len(day_U)))]) for w in (None, rows.label_R)]
         sums = {"rows_U": totals[0], "bought_U": totals[1]}
-        return cls(spec=spec, items=items, day_U=day_U, seen=seen, **sums, categorical=categorical, shares=shares, affinity=affinity)
-
-    @property
-    def width(self) -> int:
-        """Number of columns ``X``."""
-        return len(self.categorical) + len(self.shares) + self.spec.cross_width + (self.affinity is not None) + len(self.items.numbers)
+        return cls(spec=spec, items=items, day_U=day_U, seen=seen, **sums, categorical=categorical, affinity=affinity)
 
     def of(self, requests: RequestTable) -> Floats:
         """Columns of the exposed rows of any requests, ``(R, X)``; NaN where no training day is before the row, or a row has no value."""
         request_R, _ = _exposed(requests)
         at_R = np.searchsorted(self.day_U, requests.ts_B[request_R] // SECONDS_PER_DAY)
         parts = [numbers(self.spec, self.items, requests, self.affinity)]
-        for place, (_, bucket_RW) in enumerate(buckets(self.spec, self.items, requests)):
-            parts.append(self._encoded(self.seen[place], at_R, bucket_RW) if place in self.seen else bucket_RW.astype(np.float32))
+        for place, (field, bucket_RW) in enumerate(buckets(self.spec, self.items, requests)):
+            if place in self.seen:
+                parts.append(self._encoded(self.seen[place], at_R, bucket_RW))
+            elif _is_category(field, bucket_RW):
+                parts.append(bucket_RW.astype(np.float32))
         return np.concatenate(parts, axis=1)
 
     def _encoded(self, seen: _Seen, at_R: Ints, bucket_RW: Ints) -> Floats:

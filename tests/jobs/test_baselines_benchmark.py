@@ -144,12 +144,16 @@ def test_baselines_see_the_affinity_that_the_model_reads_as_its_last_cross(
 def test_trees_without_shares_read_what_a_row_is_and_nothing_of_earlier_labels(
     world: ew.World, days: Days, judged: Judged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    columns = TreeColumns.fit(days.spec, days.items, days.fit)
-    other = replace(days.fit, label_R=1.0 - days.fit.label_R)
-    turned = TreeColumns.fit(days.spec, days.items, other).of(days.fit)
-    assert columns.of(days.fit).shape[1] == columns.width
-    moved = np.flatnonzero((columns.of(days.fit) != turned).any(axis=0) & ~np.isnan(turned).all(axis=0))
-    assert len(moved) and set(moved) <= set(columns.shares), "only shares count labels"
+    turned = replace(days.fit, label_R=1.0 - days.fit.label_R)
+    by_label = {
+        shares: [TreeColumns.fit(days.spec, days.items, of, shares=shares).of(days.fit) for of in (days.fit, turned)]
+        for shares in (True, False)
+    }
+    np.testing.assert_array_equal(*by_label[False])  # only shares count labels
+    assert not np.array_equal(*by_label[True], equal_nan=True)
+    widths = [by_label[shares][0].shape[1] for shares in (True, False)]
+    seen = TreeColumns.fit(days.spec, days.items, days.fit).seen
+    assert seen and widths[1] == widths[0] - 2 * len(seen)
     asked = list[int]()
     grower = baseline_trees.HistGradientBoostingClassifier
     fit = grower.fit
@@ -157,7 +161,7 @@ def test_trees_without_shares_read_what_a_row_is_and_nothing_of_earlier_labels(
     monkeypatch.setattr(grower, "fit", lambda self, x, *rest, **more: asked.append(x.shape[1]) or fit(self, x, *rest, **more))
     data = Data(world.config, judged.bundle)
     scores = [baseline_trees.trees(world.config, ew.DAY, data, judged.requests, 3, shares=shares) for shares in (True, False)]
-    assert asked == [columns.width, columns.width - len(columns.shares)]
+    assert asked == widths
     assert not np.array_equal(*scores)
 
 
